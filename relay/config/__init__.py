@@ -1,0 +1,1 @@
+"""The one configuration file: its schema (models with defaults and documentation) and its loader."""

@@ -1,0 +1,161 @@
+"""Owns: every reply the relay gives to a client, as named constants.
+
+A reply is a ``Kind`` (code, enhanced code, wording, and the ``reason`` label of logs and metrics) filled through
+typed slots: a ``Mailbox`` validated by ``mail.address``, or text cleaned by ``operator_text``. Nothing else can get
+into a reply, a kind whose code and enhanced code disagree cannot be built, and a rendered line never exceeds 512
+octets (RFC 5321 §4.5.3.1.5).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NewType
+
+from relay.mail.address import Mailbox
+
+OperatorText = NewType("OperatorText", str)
+"""Printable ASCII of at most ``TEXT_OCTETS`` octets: the only free text that may enter a reply."""
+
+TEXT_OCTETS: Final = 200
+LINE_OCTETS: Final = 512  # RFC 5321 §4.5.3.1.5, CR LF included
+
+_ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+_REASON: Final = re.compile(r"[a-z0-9_]+")
+
+
+def operator_text(text: str) -> OperatorText:
+    """``text`` made fit for a reply: control and non-ASCII characters become ``?``, cut to 200 octets."""
+    clean = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return OperatorText(clean[:TEXT_OCTETS])
+
+
+class Kind:
+    """One thing the relay can say. ``{mailbox}`` and ``{text}`` in the wording are its slots."""
+
+    __slots__ = ("_head", "_tail", "code", "enhanced", "fixed", "reason", "wording")
+
+    def __init__(self, code: int, enhanced: str, wording: str, reason: str) -> None:
+        """Raise ValueError when code and enhanced code disagree (RFC 2034 §4) or the wording is not ASCII."""
+        if not 200 <= code <= 599:
+            raise ValueError(f"no SMTP reply code: {code}")
+        if enhanced:
+            if _ENHANCED.fullmatch(enhanced) is None or enhanced[0] != str(code)[0]:
+                raise ValueError(f"reply {code} cannot carry the enhanced code {enhanced!r}")
+        elif str(code)[0] in "245" and code not in (220, 221, 250, 334, 354):
+            raise ValueError(f"reply {code} needs an enhanced code")
+        if not wording.isascii() or not wording.isprintable() or _REASON.fullmatch(reason) is None:
+            raise ValueError(f"reply {code} {wording!r} ({reason!r}) is not printable ASCII")
+        self.code = code
+        self.enhanced = enhanced
+        self.wording = wording
+        self.reason = reason
+        prefix = f"{code} {enhanced} " if enhanced else f"{code} "
+        head, _, tail = (prefix + wording).partition("{mailbox}")
+        self._head = head
+        self._tail = tail
+        self.fixed: Final = "{" not in wording
+
+    def line(self, mailbox: Mailbox | str = "", text: OperatorText | str = "") -> str:
+        """The reply line without CR LF, cut to what one line may hold."""
+        line = self._head + mailbox + self._tail if self._tail else self._head
+        if text or "{text}" in line:
+            line = line.replace("{text}", text)
+        return line if len(line) <= LINE_OCTETS - 2 else line[: LINE_OCTETS - 2]
+
+    def wire(self, mailbox: Mailbox | str = "", text: OperatorText | str = "") -> bytes:
+        """The octets for the client."""
+        return (self.line(mailbox, text) + "\r\n").encode("ascii")
+
+    def softened(self) -> Kind:
+        """The same as a temporary failure: what ``soft_bounce`` (row O12) makes of a 5xx."""
+        if self.code < 500:
+            return self
+        code = self.code - 100 if self.code in (500, 501, 502, 503, 504, 550, 551, 552, 553, 554) else 451
+        code = {400: 450, 401: 450, 402: 450, 403: 450, 404: 450, 453: 450}.get(code, code)
+        return Kind(code, "4" + self.enhanced[1:], self.wording, self.reason)
+
+    def __repr__(self) -> str:
+        return f"<Kind {self.code} {self.enhanced} {self.reason}>"
+
+
+# --- success and progress -------------------------------------------------------------------------------------
+OK_MAIL: Final = Kind(250, "2.1.0", "Ok", "mail_ok")
+OK_RCPT: Final = Kind(250, "2.1.5", "Ok", "rcpt_ok")
+OK_RSET: Final = Kind(250, "2.0.0", "Ok", "rset")
+OK_NOOP: Final = Kind(250, "2.0.0", "Ok", "noop")
+OK_DELIVERED: Final = Kind(250, "2.0.0", "Ok: delivered as {text}", "delivered")
+OK_QUEUED: Final = Kind(250, "2.0.0", "Ok: queued as {text}", "queued")
+START_DATA: Final = Kind(354, "", "End data with <CR><LF>.<CR><LF>", "data")
+START_TLS: Final = Kind(220, "2.0.0", "Ready to start TLS", "starttls")
+BYE: Final = Kind(221, "2.0.0", "Bye", "quit")
+HELP: Final = Kind(214, "2.0.0", "See RFC 5321", "help")
+VRFY_UNSURE: Final = Kind(252, "2.5.0", "Cannot VRFY; send some mail, we will try our best", "vrfy")
+
+# --- the session cannot go on ----------------------------------------------------------------------------------
+SERVICE_BUSY: Final = Kind(421, "4.3.2", "Too many sessions, try again later", "busy")
+CLIENT_BUSY: Final = Kind(421, "4.7.0", "Too many sessions from your address", "client_busy")
+TIMED_OUT: Final = Kind(421, "4.4.2", "Timed out waiting for you", "timeout")
+SHUTTING_DOWN: Final = Kind(421, "4.3.2", "Service is restarting, try again soon", "shutdown")
+TOO_MANY_ERRORS: Final = Kind(421, "4.7.0", "Too many errors", "too_many_errors")
+TLS_FAILED: Final = Kind(421, "4.7.0", "TLS could not be started", "tls_failed")
+
+# --- syntax and order ------------------------------------------------------------------------------------------
+UNKNOWN_COMMAND: Final = Kind(500, "5.5.2", "Command not recognized", "unknown_command")
+LINE_TOO_LONG: Final = Kind(500, "5.5.2", "Line too long", "line_too_long")
+BARE_NEWLINE: Final = Kind(500, "5.5.2", "Lines end with CR LF", "bare_newline")
+BAD_ARGUMENTS: Final = Kind(501, "5.5.4", "Syntax error in parameters", "bad_arguments")
+BAD_HELO: Final = Kind(501, "5.5.4", "Your host name or address literal is required", "bad_helo")
+BAD_SENDER: Final = Kind(501, "5.1.7", "Bad sender address syntax", "bad_sender")
+BAD_RECIPIENT: Final = Kind(501, "5.1.3", "Bad recipient address syntax", "bad_recipient")
+BAD_SIZE: Final = Kind(501, "5.5.4", "SIZE is a number of octets", "bad_size")
+BAD_PARAMETER: Final = Kind(555, "5.5.4", "MAIL or RCPT parameter not recognized", "bad_parameter")
+NOT_IMPLEMENTED: Final = Kind(502, "5.5.1", "Command not implemented", "not_implemented")
+NEED_HELO: Final = Kind(503, "5.5.1", "Say EHLO first", "need_helo")
+NEED_MAIL: Final = Kind(503, "5.5.1", "MAIL first", "need_mail")
+NEED_RCPT: Final = Kind(503, "5.5.1", "RCPT first", "need_rcpt")
+NO_VALID_RCPT: Final = Kind(554, "5.5.1", "No valid recipients", "no_valid_recipients")
+NESTED_MAIL: Final = Kind(503, "5.5.1", "A transaction is already open", "nested_mail")
+TLS_ACTIVE: Final = Kind(503, "5.5.1", "TLS is already active", "tls_active")
+TLS_UNAVAILABLE: Final = Kind(454, "4.7.0", "TLS is not available", "tls_unavailable")
+NOT_UTF8: Final = Kind(553, "5.6.7", "Addresses must be ASCII", "not_ascii")
+
+# --- policy ----------------------------------------------------------------------------------------------------
+NEED_TLS: Final = Kind(530, "5.7.0", "Must issue a STARTTLS command first", "need_tls")
+NEED_AUTH: Final = Kind(530, "5.7.0", "Authentication required", "need_auth")
+RELAY_DENIED: Final = Kind(554, "5.7.1", "<{mailbox}>: Relay access denied", "relay_denied")
+RELAY_FORM: Final = Kind(554, "5.7.1", "Routed addresses are not accepted", "relay_form")
+SENDER_RESTRICTED: Final = Kind(
+    554, "5.7.1", "<{mailbox}>: Sender address rejected: {text}", "sender_restricted"
+)
+UNKNOWN_RECIPIENT: Final = Kind(
+    550, "5.1.1", "<{mailbox}>: Recipient address rejected: User unknown", "unknown_recipient"
+)
+DIRECTORY_UNAVAILABLE: Final = Kind(
+    451, "4.3.0", "<{mailbox}>: Recipient cannot be verified now, try again later", "directory_unavailable"
+)
+TOO_MANY_RECIPIENTS: Final = Kind(452, "4.5.3", "Too many recipients", "too_many_recipients")  # RFC 5321 §4.5.3.1.10
+MESSAGE_TOO_BIG: Final = Kind(552, "5.3.4", "Message exceeds the size limit", "message_too_big")  # RFC 1870 §6
+HEADER_TOO_BIG: Final = Kind(552, "5.3.4", "Message header exceeds the size limit", "header_too_big")
+BARE_NEWLINE_DATA: Final = Kind(554, "5.6.0", "Bare CR or LF in the message", "bare_newline_data")
+TOO_MANY_HOPS: Final = Kind(554, "5.4.6", "Too many hops", "too_many_hops")
+
+# --- our own troubles ------------------------------------------------------------------------------------------
+INTERNAL: Final = Kind(451, "4.3.0", "Local error, try again later", "internal")
+QUEUE_FAILED: Final = Kind(451, "4.3.0", "Message could not be stored, try again later", "queue_failed")
+QUEUE_FULL: Final = Kind(452, "4.3.1", "Insufficient system storage", "queue_full")
+
+# --- what a next hop said, passed on with its code and our text -------------------------------------------------
+NEXT_HOP_REASON: Final = "next_hop"
+
+
+def from_next_hop(code: int, enhanced: str) -> Kind:
+    """The reply that passes a next hop's 4xx or 5xx on: its codes, our wording.
+
+    A missing or contradicting enhanced code becomes ``X.0.0``; 421 is never copied (RFC 5321 §3.8: it announces
+    the end of *that* session) and becomes 451.
+    """
+    if code == 421 or not 400 <= code <= 599:
+        code = 451 if code < 500 else 554
+    if _ENHANCED.fullmatch(enhanced) is None or enhanced[0] != str(code)[0]:
+        enhanced = f"{str(code)[0]}.0.0"
+    return Kind(code, enhanced, "The destination server refused the message", NEXT_HOP_REASON)
