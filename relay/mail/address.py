@@ -40,8 +40,6 @@ class AddressFault(Enum):
     TOO_LONG = "too long"
     NON_ASCII = "not ASCII"
     SOURCE_ROUTE = "source route"
-    RELAY_FORM = "relaying hidden in the local part"
-    LITERAL = "address literal"
 
 
 def is_domain(text: str) -> bool:
@@ -55,11 +53,7 @@ def domain_of(mailbox: str) -> str:
 
 
 def parse_mailbox(text: str) -> Mailbox | AddressFault:
-    """A mailbox without angle brackets; every form RFC 5321 §4.1.2 allows, faults named.
-
-    Forms that relays of old resolved (``a%b@c``, ``a!b@c``, ``"a@b"@c``: RFC 5321 App. C, RFC 2505) come
-    back as ``RELAY_FORM``: whether they are refused is the recipient policy's business, not the syntax's.
-    """
+    """A mailbox without angle brackets; every form RFC 5321 §4.1.2 allows, faults named."""
     if not text.isascii() or not text.isprintable():
         return AddressFault.NON_ASCII if not text.isascii() else AddressFault.SYNTAX
     local, at, domain = text.rpartition("@")
@@ -70,13 +64,18 @@ def parse_mailbox(text: str) -> Mailbox | AddressFault:
     quoted = _QUOTED.fullmatch(local) is not None
     if not quoted and _DOT_ATOM.fullmatch(local) is None:
         return AddressFault.SYNTAX
-    if _LITERAL.fullmatch(domain) is not None:
-        return AddressFault.LITERAL
-    if _DOMAIN.fullmatch(domain) is None:
+    if _LITERAL.fullmatch(domain) is None and _DOMAIN.fullmatch(domain) is None:
         return AddressFault.SYNTAX
-    if "%" in local or "!" in local or (quoted and "@" in local):
-        return AddressFault.RELAY_FORM
     return Mailbox(text)
+
+
+def is_relay_form(mailbox: Mailbox) -> bool:
+    """True for the forms that relays of old resolved: ``a%b@c``, ``a!b@c``, ``"a@b"@c`` (RFC 5321 App. C, RFC 2505).
+
+    As senders they are ordinary (VERP); whether such a recipient is refused is policy's business.
+    """
+    local = mailbox.rpartition("@")[0]
+    return "%" in local or "!" in local or "@" in local
 
 
 def parse_path(raw: bytes) -> tuple[Mailbox | AddressFault, str]:

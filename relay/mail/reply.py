@@ -53,7 +53,8 @@ class Kind:
         head, _, tail = (prefix + wording).partition("{mailbox}")
         self._head = head
         self._tail = tail
-        self.fixed: Final = "{" not in wording
+        self.fixed: Final[bytes] = b"" if "{" in wording else (prefix + wording + "\r\n").encode("ascii")
+        """The whole reply when the wording has no slots, else empty."""
 
     def line(self, mailbox: Mailbox | str = "", text: OperatorText | str = "") -> str:
         """The reply line without CR LF, cut to what one line may hold."""

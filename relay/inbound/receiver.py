@@ -1,0 +1,244 @@
+"""Owns: the octets between 354 and the final dot: where they end, what they may be, where they are kept.
+
+The message ends at CR LF . CR LF and nowhere else (RFC 5321 §4.1.1.4). Memory is bounded: header up to its limit, then
+64 KB, then a file. It must not speak to the client nor decide anything about people.
+
+Rule for a bare CR or LF inside the message (``line_endings``): *refuse* answers 554 5.6.0. *normalize* makes a bare LF a
+line end (CR LF; a dot that begins the line after it is doubled, because the client did not see a line begin there), a bare
+CR a space, and never lets that produce a line of a single dot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Final
+
+from relay.config.schema import LineEndings
+from relay.mail.content import MEMORY_OCTETS, Content
+from relay.mail.reply import (
+    BARE_NEWLINE_DATA,
+    HEADER_TOO_BIG,
+    MESSAGE_TOO_BIG,
+    QUEUE_FULL,
+    TOO_MANY_HOPS,
+    Kind,
+)
+from relay.policy.content import HeaderResult, HeaderRules
+
+END: Final = b"\r\n.\r\n"
+_BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n\.?")
+_LONE_DOT: Final = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
+
+
+class Limits:
+    """What one listener allows; shared by all its sessions."""
+
+    __slots__ = ("header_octets", "line_endings", "message_octets", "rules")
+
+    def __init__(
+        self, message_octets: int, header_octets: int, line_endings: LineEndings, rules: HeaderRules
+    ) -> None:
+        self.message_octets = message_octets
+        self.header_octets = header_octets
+        self.line_endings = line_endings
+        self.rules = rules
+
+
+class Receiver:
+    """Takes the blocks of one message.
+
+    ``feed`` is called with each block until it returns the position after the final dot; then ``finish`` gives the
+    content, or the kind of refusal. ``discard`` frees what is held when the session dies half-way.
+    """
+
+    __slots__ = (
+        "_after_lf",
+        "_carry",
+        "_file",
+        "_header",
+        "_limits",
+        "_octets",
+        "_open_body",
+        "_out_tail",
+        "_parts",
+        "_parts_size",
+        "_started",
+        "_trace",
+        "_trusted",
+        "refusal",
+        "removed",
+        "written",
+    )
+
+    def __init__(self, limits: Limits, trace: bytes, trusted: bool, open_body: Callable[[], int]) -> None:  # noqa: FBT001
+        self._limits = limits
+        self._trace = trace
+        self._trusted = trusted
+        self._open_body = open_body
+        self._carry = b"\r\n"  # DATA's own line end: a dot may follow at once
+        self._started = False
+        self._header: bytearray | None = bytearray()
+        self._parts: list[bytes] = []
+        self._parts_size = 0
+        self._file = -1
+        self._octets = 0
+        self._out_tail = b"\r\n"
+        self._after_lf = False
+        self.written = 0
+        self.refusal: Kind | None = None
+        self.removed: tuple[str, ...] = ()
+
+    def feed(self, data: bytes) -> int:
+        """Take one block; the index in ``data`` just after the final dot's line, or -1 when it is not there yet."""
+        carry = self._carry
+        held = len(carry)
+        buffer = carry + data
+        end = buffer.find(END)
+        if end >= 0:
+            self._take(buffer[0 if self._started else 2 : end + 2])
+            return end + len(END) - held
+        # Keep back what may be the beginning of the end, and never cut between CR and LF.
+        cut = len(buffer) - 4
+        if cut > 0 and buffer[cut - 1] == 13:
+            cut -= 1
+        if cut <= 0 or (not self._started and cut <= 2):
+            self._carry = buffer
+            return -1
+        self._take(buffer[0 if self._started else 2 : cut])
+        self._started = True
+        self._carry = buffer[cut:]
+        return -1
+
+    def finish(self) -> Content | Kind:
+        """The whole message, trace header in front, or why it is refused (then nothing is held any more)."""
+        if self._header is not None and self.refusal is None:
+            header = bytes(self._header)
+            self._header = None
+            self._begin_body(header, header)
+        if self.refusal is not None:
+            self.discard()
+            return self.refusal
+        if self._file >= 0:
+            self._flush()
+        if self.refusal is not None:
+            self.discard()
+            return self.refusal
+        if self._file >= 0:
+            content = Content(None, self._file, self.written)
+            self._file = -1
+            return content
+        return Content.of(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+
+    def discard(self) -> None:
+        """Free the file and the memory."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._parts = []
+        self._header = None
+
+    # --- one block -------------------------------------------------------------------------------------------------
+
+    def _take(self, piece: bytes) -> None:
+        """``piece`` never ends between CR and LF, so pairs can be counted piece by piece."""
+        if self.refusal is not None:
+            return
+        self._octets += len(piece)
+        if self._octets > self._limits.message_octets:
+            self._refuse(MESSAGE_TOO_BIG)
+            return
+        pairs = piece.count(b"\r\n")
+        if self._after_lf or piece.count(b"\n") != pairs or piece.count(b"\r") != pairs:
+            if self._limits.line_endings is LineEndings.REFUSE:
+                self._refuse(BARE_NEWLINE_DATA)
+                return
+            piece = self._normalized(piece)
+        elif self._out_tail[-1:] == b"." and piece[:2] == b"\r\n" and self._out_tail == b"\r\n.":
+            piece = b"." + piece
+        self._out_tail = (self._out_tail + piece)[-3:] if len(piece) < 3 else piece[-3:]
+        if self._header is None:
+            self._keep(piece)
+        else:
+            self._take_header(piece)
+
+    def _normalized(self, piece: bytes) -> bytes:
+        first = b"." if self._after_lf and piece[:1] == b"." else b""
+        self._after_lf = piece[-1:] == b"\n" and piece[-2:] != b"\r\n"
+        clean = first + _BARE.sub(_mend, piece)
+        tail = self._out_tail
+        return _LONE_DOT.sub(b"..", tail + clean)[len(tail) :]
+
+    def _take_header(self, piece: bytes) -> None:
+        header = self._header
+        assert header is not None
+        if not header and piece[:2] == b"\r\n":
+            end = 0
+            whole: bytes | bytearray = piece
+        else:
+            search_from = max(0, len(header) - 3)
+            header += piece
+            end = header.find(b"\r\n\r\n", search_from)
+            if end < 0:
+                if len(header) > self._limits.header_octets:
+                    self._refuse(HEADER_TOO_BIG)
+                return
+            end += 2
+            whole = header
+        if end > self._limits.header_octets:
+            self._refuse(HEADER_TOO_BIG)
+            return
+        self._header = None
+        whole = bytes(whole)
+        self._begin_body(whole[:end], whole)
+
+    def _begin_body(self, header: bytes, whole: bytes) -> None:
+        result: HeaderResult = self._limits.rules.apply(header, self._trusted)
+        self.removed = result.removed
+        if result.hops >= self._limits.rules.hops:
+            self._refuse(TOO_MANY_HOPS)
+            return
+        if result.header is header:
+            self._keep(self._trace + whole)
+        else:
+            self._keep(self._trace + result.header + whole[len(header) :])
+
+    # --- where it is kept --------------------------------------------------------------------------------------------
+
+    def _keep(self, piece: bytes) -> None:
+        self._parts.append(piece)
+        self._parts_size += len(piece)
+        if self._parts_size > MEMORY_OCTETS:
+            self._flush()
+
+    def _flush(self) -> None:
+        parts, self._parts, self._parts_size = self._parts, [], 0
+        if self.refusal is not None:
+            return
+        try:
+            if self._file < 0:
+                self._file = self._open_body()
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    count = os.write(self._file, view)
+                    self.written += count
+                    view = view[count:]
+        except OSError:
+            self._refuse(QUEUE_FULL)
+
+    def _refuse(self, kind: Kind) -> None:
+        """The first refusal stands; the rest of the message is read and dropped."""
+        self.refusal = kind
+        self.discard()
+
+
+def _mend(found: re.Match[bytes]) -> bytes:
+    match found[0]:
+        case b"\r":
+            return b" "
+        case b"\n":
+            return b"\r\n"
+        case _:
+            return b"\r\n.."
