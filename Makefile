@@ -1,0 +1,57 @@
+# `make help` lists the targets.
+
+SHELL := /bin/sh
+PY := .venv/bin/python
+# Two workers: the tests boot daemons of several processes each, and more of them at once only slow each other down.
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+SOAK ?= 200
+
+.DEFAULT_GOAL := help
+.PHONY: help install venv demo test lint unit bench soak check-clean lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
+
+install: ## set up .venv and, as root, the Debian packages that the tests use
+	@tools/bootstrap
+
+venv:
+	@tools/bootstrap --venv-only
+
+demo: venv ## a relay at work, told as a story; Ctrl-C ends it (DEMO_EXIT=1: ends after the tour)
+	@$(PY) demo/run.py
+
+# The whole suite runs last: its summary names what was absent, and its closing line is the last of the output.
+test: install lint ## everything: lint, types, layers, unit tests on each Python present, the whole suite with coverage
+	@tools/unit-elsewhere 3.12 3.13
+	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: venv ## ruff, mypy --strict, import layers
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy --strict relay
+	.venv/bin/lint-imports
+
+unit: venv ## the fast tests only
+	$(PY) -m pytest tests/unit $(PYTEST_ARGS)
+
+bench: install ## the table against Postfix (root; some ten minutes); the table is all that goes to standard output
+	@$(PY) bench/run.py
+
+bench-%: install ## one part of it: bench-compare, -attack, -idle, -memory, -start, -fsync
+	@$(PY) bench/run.py --part $*
+
+soak: install ## crash and takeover tests at SOAK (200) random moments per mode
+	RELAY_SOAK=$(SOAK) $(PY) -m pytest -m soak --timeout=0 $(PYTEST_ARGS)
+
+check-clean: ## demo and test in a fresh clone on a bare Debian root (root; debootstrap)
+	@tools/bootstrap --with debootstrap=debootstrap
+	@tools/check-clean
+
+lock: ## write the lock files anew (needs uv)
+	@tools/lock
+
+clean: ## remove what the tools made, environments included
+	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* build dist
+	find relay tests bench demo tools -name __pycache__ -type d -prune -exec rm -rf {} +
