@@ -1,0 +1,123 @@
+"""Owns: what must hold between values of different keys: names used once, a route for each domain, times that fit.
+
+It reads the plain tables as TOML gives them, defaults filled in, and passes over values of a wrong type: so the loader
+can report these faults together with those of single keys. It must not open files or import the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+KeyPath = tuple[str | int, ...]
+"""Where a value stands: table and key names, and indexes of lists, from the top of the file."""
+
+EVERY: Final = -1
+"""In a pattern for ``_each``: all items of a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong at one place, and what to write instead."""
+
+    at: KeyPath
+    what: str
+    hint: str
+
+
+class WholeError(ValueError):
+    """The values are good one by one and do not fit together."""
+
+    def __init__(self, found: list[Fault]) -> None:
+        super().__init__("\n".join(f"{'.'.join(map(str, fault.at))}: {fault.what}; {fault.hint}" for fault in found))
+        self.faults = found
+
+
+def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> list[Fault]:
+    """Everything that does not fit together. ``wrong`` names places already reported: no fault is built upon them."""
+    broken = {at[0] for at in wrong if at}
+    found = [
+        *_twice(tables, ("listener", EVERY, "name"), "a listener named {} stands above already", "give each its own name"),
+        *_twice(tables, ("domain", EVERY, "names", EVERY), "{} is listed twice", "remove one of the two"),
+        *_twice(tables, ("route", EVERY, "domains", EVERY), "{} has a route above already", "remove one of the two"),
+        *_occupied(tables),
+        *_times(tables),
+    ]
+    if "route" not in broken:
+        found += _unrouted(tables)
+    if not broken & {"tls", "listener"}:
+        found += _tls(tables)
+    return [fault for fault in found if fault.at not in wrong]
+
+
+def _each(node: object, pattern: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]:
+    if not pattern:
+        yield at, node
+    elif pattern[0] == EVERY:
+        for index, item in enumerate(node if isinstance(node, list) else []):
+            yield from _each(item, pattern[1:], (*at, index))
+    elif isinstance(node, Mapping) and pattern[0] in node:
+        yield from _each(node[pattern[0]], pattern[1:], (*at, pattern[0]))
+
+
+def _texts(tables: Mapping[str, object], *pattern: str | int) -> Iterator[tuple[KeyPath, str]]:
+    for at, value in _each(tables, pattern):
+        if isinstance(value, str):
+            yield at, value.strip()
+
+
+def _twice(tables: Mapping[str, object], pattern: KeyPath, what: str, hint: str) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for at, text in _texts(tables, *pattern):
+        if text.lower() in seen:
+            yield Fault(at, what.format(f'"{text}"'), hint)
+        seen.add(text.lower())
+
+
+def _occupied(tables: Mapping[str, object]) -> Iterator[Fault]:
+    """Two sockets on one port; 0.0.0.0 takes the port from every other IPv4 address, [::] from every IPv6 one."""
+    taken: dict[str, set[str]] = {}
+    for at, text in [*_texts(tables, "listener", EVERY, "address"), *_texts(tables, "web", "listen")]:
+        host, _, port = text.rpartition(":")
+        others = taken.setdefault(port, set())
+        six = host.startswith("[")
+        everything = "[::]" if six else "0.0.0.0"
+        rivals = {other for other in others if other.startswith("[") == six}
+        if rivals and (host in rivals or everything in rivals or host == everything):
+            yield Fault(at, f'"{text}" is taken by a listener above', "give each its own address or port")
+        others.add(host)
+
+
+def _unrouted(tables: Mapping[str, object]) -> Iterator[Fault]:
+    routed = {text.lower() for _, text in _texts(tables, "route", EVERY, "domains", EVERY)}
+    if "*" not in routed:
+        for at, text in _texts(tables, "domain", EVERY, "names", EVERY):
+            if text.lower() not in routed:
+                yield Fault(at, f'"{text}" has no route', f'add a [[route]] table with domains = ["{text}"]')
+
+
+def _times(tables: Mapping[str, object]) -> Iterator[Fault]:
+    """A lease that ends while the final reply may still come would let a second worker send the message again."""
+    lease = [value for _, value in _each(tables, ("queue", "lease_s"))]
+    reply = [value for _, value in _each(tables, ("delivery", "final_reply_timeout_s"))]
+    match lease, reply:
+        case [int() | float() as held], [int() | float() as waited] if held <= waited:
+            yield Fault(
+                ("queue", "lease_s"),
+                f"{held:g} is not longer than delivery.final_reply_timeout_s ({waited:g})",
+                f"write lease_s = {waited + 300:g}",
+            )
+        case _:
+            pass
+
+
+def _tls(tables: Mapping[str, object]) -> Iterator[Fault]:
+    certificate, key = (next((v for _, v in _each(tables, ("tls", name))), None) for name in ("certificate", "key"))
+    if (certificate is None) != (key is None):
+        missing = "certificate" if certificate is None else "key"
+        yield Fault(("tls", missing), "certificate and key belong together", f"set {missing}, or remove the other")
+    if certificate is None and key is None:
+        for index, listener in _each(tables, ("listener", EVERY)):
+            if isinstance(listener, Mapping) and (listener.get("role") == "submissions" or listener.get("require_tls")):
+                yield Fault(index, "this listener needs TLS", "set certificate and key in [tls]")
