@@ -6,6 +6,7 @@ may put it into a reply, a log line, a header or a command without looking at it
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from enum import Enum
 from typing import Final, NewType
@@ -20,17 +21,20 @@ LOCAL_PART_OCTETS: Final = 64  # RFC 5321 §4.5.3.1.1
 DOMAIN_OCTETS: Final = 255  # RFC 5321 §4.5.3.1.2
 
 _ATEXT: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
-_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # RFC 1035 §2.3.4: 63 octets
 DOMAIN_PATTERN: Final = rf"{_LABEL}(?:\.{_LABEL})*"
-# The mailbox nearly all mail is for: dot-atom without the relaying characters % and !, plain domain.
+_PLAIN_ATEXT: Final = r"[A-Za-z0-9#$&'*+/=?^_`{|}~-]"
+# The mailbox nearly all mail is for: dot-atom without the relaying characters % and !, plain domain, both of lawful
+# length. What it matches, parse_mailbox takes unchanged and is_relay_form denies.
 PLAIN_MAILBOX: Final = (
-    r"[A-Za-z0-9#$&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9#$&'*+/=?^_`{|}~-]+)*@" + DOMAIN_PATTERN
+    rf"(?=[^@>]{{1,{LOCAL_PART_OCTETS}}}@[^@>]{{1,{DOMAIN_OCTETS}}}(?![^>]))"
+    rf"{_PLAIN_ATEXT}+(?:\.{_PLAIN_ATEXT}+)*@{DOMAIN_PATTERN}"
 )
 
 _DOMAIN: Final = re.compile(DOMAIN_PATTERN)
 _DOT_ATOM: Final = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*")
 _QUOTED: Final = re.compile(r'"(?:[ !#-\[\]-~]|\\[ -~])*"')
-_LITERAL: Final = re.compile(r"\[(?:[0-9.]{7,15}|IPv6:[0-9A-Fa-f:.]{2,45})\]")
+_LITERAL: Final = re.compile(r"\[(?:(?P<four>[0-9.]{7,15})|IPv6:(?P<six>[0-9A-F:.]{2,45}))\]", re.IGNORECASE)
 
 
 class AddressFault(Enum):
@@ -45,6 +49,18 @@ class AddressFault(Enum):
 def is_domain(text: str) -> bool:
     """True for a host or domain name in letters, digits, hyphens (underscore tolerated), ≤ 255 octets."""
     return len(text) <= DOMAIN_OCTETS and _DOMAIN.fullmatch(text) is not None
+
+
+def is_address_literal(text: str) -> bool:
+    """True for ``[192.0.2.1]`` and ``[IPv6:2001:db8::1]`` (RFC 5321 §4.1.3) with an address that exists."""
+    found = _LITERAL.fullmatch(text)
+    if found is None:
+        return False
+    try:
+        ipaddress.IPv4Address(found["four"]) if found["four"] else ipaddress.IPv6Address(found["six"])
+    except ValueError:
+        return False
+    return True
 
 
 def domain_of(mailbox: str) -> str:
@@ -64,7 +80,7 @@ def parse_mailbox(text: str) -> Mailbox | AddressFault:
     quoted = _QUOTED.fullmatch(local) is not None
     if not quoted and _DOT_ATOM.fullmatch(local) is None:
         return AddressFault.SYNTAX
-    if _LITERAL.fullmatch(domain) is None and _DOMAIN.fullmatch(domain) is None:
+    if _DOMAIN.fullmatch(domain) is None and not is_address_literal(domain):
         return AddressFault.SYNTAX
     return Mailbox(text)
 
@@ -82,13 +98,14 @@ def parse_path(raw: bytes) -> tuple[Mailbox | AddressFault, str]:
     """``<path>`` and what stands behind it (the ESMTP parameters, without the leading space).
 
     ``<>`` gives ``NULL_SENDER``. Source routes (``<@a,@b:c@d>``) are named and refused: RFC 5321 §4.1.1.3
-    lets a server decline them.
+    lets a server decline them. Control characters are a fault wherever they stand, so what is behind the path is
+    printable too.
     """
     try:
         text = raw.decode("ascii")
     except UnicodeDecodeError:
         return AddressFault.NON_ASCII, ""
-    if not text.startswith("<"):
+    if not text.startswith("<") or not text.isprintable():
         return AddressFault.SYNTAX, ""
     end = _closing_bracket(text)
     if end < 0:

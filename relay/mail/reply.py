@@ -11,10 +11,13 @@ from __future__ import annotations
 import re
 from typing import Final, NewType
 
-from relay.mail.address import Mailbox
+from relay.mail.address import NULL_SENDER, Mailbox
+from relay.mail.envelope import QueueId
 
 OperatorText = NewType("OperatorText", str)
 """Printable ASCII of at most ``TEXT_OCTETS`` octets: the only free text that may enter a reply."""
+
+NO_TEXT: Final = OperatorText("")
 
 TEXT_OCTETS: Final = 200
 LINE_OCTETS: Final = 512  # RFC 5321 §4.5.3.1.5, CR LF included
@@ -29,10 +32,14 @@ def operator_text(text: str) -> OperatorText:
     return OperatorText(clean[:TEXT_OCTETS])
 
 
+# The 4xx that says the same for now; 451 for the rest, among them the 53x, which have no temporary twin in MAIL.
+_SOFT: Final = {500: 450, 501: 450, 502: 450, 503: 450, 504: 450, 550: 450, 552: 452, 553: 450}
+
+
 class Kind:
     """One thing the relay can say. ``{mailbox}`` and ``{text}`` in the wording are its slots."""
 
-    __slots__ = ("_head", "_tail", "code", "enhanced", "fixed", "reason", "wording")
+    __slots__ = ("_template", "code", "enhanced", "fixed", "reason", "wording")
 
     def __init__(self, code: int, enhanced: str, wording: str, reason: str) -> None:
         """Raise ValueError when code and enhanced code disagree (RFC 2034 §4) or the wording is not ASCII."""
@@ -49,21 +56,22 @@ class Kind:
         self.enhanced = enhanced
         self.wording = wording
         self.reason = reason
-        prefix = f"{code} {enhanced} " if enhanced else f"{code} "
-        head, _, tail = (prefix + wording).partition("{mailbox}")
-        self._head = head
-        self._tail = tail
-        self.fixed: Final[bytes] = b"" if "{" in wording else (prefix + wording + "\r\n").encode("ascii")
+        without_slots = wording.replace("{mailbox}", "").replace("{text}", "")
+        if "{" in without_slots or "}" in without_slots:
+            raise ValueError(f"reply {code} {wording!r} has a slot that is neither {{mailbox}} nor {{text}}")
+        self._template = f"{code} {enhanced} {wording}" if enhanced else f"{code} {wording}"
+        if len(self._template) > LINE_OCTETS - 2:
+            raise ValueError(f"reply {code} {wording!r} is over {LINE_OCTETS} octets")
+        self.fixed: Final[bytes] = b"" if "{" in wording else (self._template + "\r\n").encode("ascii")
         """The whole reply when the wording has no slots, else empty."""
 
-    def line(self, mailbox: Mailbox | str = "", text: OperatorText | str = "") -> str:
+    def line(self, mailbox: Mailbox = NULL_SENDER, text: OperatorText | QueueId = NO_TEXT) -> str:
         """The reply line without CR LF, cut to what one line may hold."""
-        line = self._head + mailbox + self._tail if self._tail else self._head
-        if text or "{text}" in line:
-            line = line.replace("{text}", text)
+        # One pass: a mailbox may itself contain {text} (RFC 5321 §4.1.2 allows both braces), which stays as it is.
+        line = self._template.format(mailbox=mailbox, text=text)
         return line if len(line) <= LINE_OCTETS - 2 else line[: LINE_OCTETS - 2]
 
-    def wire(self, mailbox: Mailbox | str = "", text: OperatorText | str = "") -> bytes:
+    def wire(self, mailbox: Mailbox = NULL_SENDER, text: OperatorText | QueueId = NO_TEXT) -> bytes:
         """The octets for the client."""
         return (self.line(mailbox, text) + "\r\n").encode("ascii")
 
@@ -71,9 +79,7 @@ class Kind:
         """The same as a temporary failure: what ``soft_bounce`` (row O12) makes of a 5xx."""
         if self.code < 500:
             return self
-        code = self.code - 100 if self.code in (500, 501, 502, 503, 504, 550, 551, 552, 553, 554) else 451
-        code = {400: 450, 401: 450, 402: 450, 403: 450, 404: 450, 453: 450}.get(code, code)
-        return Kind(code, "4" + self.enhanced[1:], self.wording, self.reason)
+        return Kind(_SOFT.get(self.code, 451), "4" + self.enhanced[1:], self.wording, self.reason)
 
     def __repr__(self) -> str:
         return f"<Kind {self.code} {self.enhanced} {self.reason}>"
@@ -89,6 +95,9 @@ OK_QUEUED: Final = Kind(250, "2.0.0", "Ok: queued as {text}", "queued")
 START_DATA: Final = Kind(354, "", "End data with <CR><LF>.<CR><LF>", "data")
 START_TLS: Final = Kind(220, "2.0.0", "Ready to start TLS", "starttls")
 BYE: Final = Kind(221, "2.0.0", "Bye", "quit")
+OK_EHLO: Final = Kind(250, "", "EHLO", "ehlo")
+"""Stands for the many lines of EHLO's reply in the metrics."""
+OK_HELO: Final = Kind(250, "", "{text}", "helo")
 HELP: Final = Kind(214, "2.0.0", "See RFC 5321", "help")
 VRFY_UNSURE: Final = Kind(252, "2.5.0", "Cannot VRFY; send some mail, we will try our best", "vrfy")
 
@@ -98,7 +107,7 @@ CLIENT_BUSY: Final = Kind(421, "4.7.0", "Too many sessions from your address", "
 TIMED_OUT: Final = Kind(421, "4.4.2", "Timed out waiting for you", "timeout")
 SHUTTING_DOWN: Final = Kind(421, "4.3.2", "Service is restarting, try again soon", "shutdown")
 TOO_MANY_ERRORS: Final = Kind(421, "4.7.0", "Too many errors", "too_many_errors")
-TLS_FAILED: Final = Kind(421, "4.7.0", "TLS could not be started", "tls_failed")
+SESSION_FAULT: Final = Kind(421, "4.3.0", "Local error, try again later", "session_fault")
 
 # --- syntax and order ------------------------------------------------------------------------------------------
 UNKNOWN_COMMAND: Final = Kind(500, "5.5.2", "Command not recognized", "unknown_command")
@@ -125,9 +134,7 @@ NEED_TLS: Final = Kind(530, "5.7.0", "Must issue a STARTTLS command first", "nee
 NEED_AUTH: Final = Kind(530, "5.7.0", "Authentication required", "need_auth")
 RELAY_DENIED: Final = Kind(554, "5.7.1", "<{mailbox}>: Relay access denied", "relay_denied")
 RELAY_FORM: Final = Kind(554, "5.7.1", "Routed addresses are not accepted", "relay_form")
-SENDER_RESTRICTED: Final = Kind(
-    554, "5.7.1", "<{mailbox}>: Sender address rejected: {text}", "sender_restricted"
-)
+SENDER_RESTRICTED: Final = Kind(554, "5.7.1", "<{mailbox}>: Sender address rejected: {text}", "sender_restricted")
 UNKNOWN_RECIPIENT: Final = Kind(
     550, "5.1.1", "<{mailbox}>: Recipient address rejected: User unknown", "unknown_recipient"
 )
