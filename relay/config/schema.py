@@ -141,14 +141,17 @@ def _domain(value: str) -> str:
 
 def _route_domain(value: str) -> str:
     if value != "*" and not is_domain(value):
-        raise Invalid(f'"{value}" is neither a domain name nor *', "write a domain, e.g. example.com, or * for all others")
+        raise Invalid(
+            f'"{value}" is neither a domain name nor *', "write a domain, e.g. example.com, or * for all others"
+        )
     return value.lower()
 
 
 def _label(value: str) -> str:
     if re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", value) is None:
         raise Invalid(
-            f'"{value}" is not a short name', "write up to 31 of a-z, 0-9, - and _, a letter first, e.g. mx or submission"
+            f'"{value}" is not a short name',
+            "write up to 31 of a-z, 0-9, - and _, a letter first, e.g. mx or submission",
         )
     return value
 
@@ -160,7 +163,8 @@ def _network(value: str) -> str:
         raise Invalid(f'"{value}" is not an address or network', "write 192.0.2.7 or 192.0.2.0/24") from None
     if network.prefixlen == 0:
         raise Invalid(
-            f'"{value}" is the whole Internet and would make an open relay', "write only the networks of your own servers"
+            f'"{value}" is the whole Internet and would make an open relay',
+            "write only the networks of your own servers",
         )
     if "/" in value and str(network.network_address) != str(ipaddress.ip_interface(value).ip):
         raise Invalid(f'"{value}" names a host and a network at once', f"write {network} for the network")
@@ -190,7 +194,9 @@ def _refusal(value: str) -> str:
 
 def _account(value: str) -> str:
     if re.fullmatch(r"(?:[a-z_][a-z0-9_-]{0,31})?", value) is None:
-        raise Invalid(f'"{value}" is not a user name', 'write the name of a system user, or "" to keep the starting user')
+        raise Invalid(
+            f'"{value}" is not a user name', 'write the name of a system user, or "" to keep the starting user'
+        )
     return value
 
 
@@ -287,7 +293,8 @@ class Domain(Section):
     """Domains the relay takes mail for."""
 
     names: Annotated[
-        list[Annotated[str, AfterValidator(_domain)]], Field(min_length=1, max_length=TABLES, examples=[["example.com"]])
+        list[Annotated[str, AfterValidator(_domain)]],
+        Field(min_length=1, max_length=TABLES, examples=[["example.com"]]),
     ]
     """Domain names, exactly as they stand behind the @."""
     recipients: Literal["directory", "any"] = "directory"

@@ -38,7 +38,9 @@ def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> lis
     """Everything that does not fit together. ``wrong`` names places already reported: no fault is built upon them."""
     broken = {at[0] for at in wrong if at}
     found = [
-        *_twice(tables, ("listener", EVERY, "name"), "a listener named {} stands above already", "give each its own name"),
+        *_twice(
+            tables, ("listener", EVERY, "name"), "a listener named {} stands above already", "give each its own name"
+        ),
         *_twice(tables, ("domain", EVERY, "names", EVERY), "{} is listed twice", "remove one of the two"),
         *_twice(tables, ("route", EVERY, "domains", EVERY), "{} has a route above already", "remove one of the two"),
         *_occupied(tables),

@@ -1,0 +1,69 @@
+"""Owns: where each value of the configuration came from, and how a problem with it is told to the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from relay.config.lines import key_lines
+from relay.config.whole import KeyPath
+
+
+def dotted(at: KeyPath) -> str:
+    """``("listener", 0, "name")`` as ``listener[0].name``."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in at).removeprefix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to mend: where it stands, which key it is, what is wrong, what to do.
+
+    ``file`` is the file's name as it was given, or the name of the environment variable; ``line`` counts from 1, 0 when
+    there is none. ``key`` is empty when the whole file is meant.
+    """
+
+    file: str
+    line: int
+    key: str
+    what: str
+    hint: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return ": ".join(part for part in (place, self.key, f"{self.what}; {self.hint}") if part)
+
+
+class ConfigErrors(Exception):
+    """The configuration cannot be used. ``str`` prints one line for each problem."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = sorted(set(problems), key=lambda problem: (problem.file, problem.line, problem.key))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class Origin:
+    """A file's text and the environment variables that override it."""
+
+    def __init__(self, file: Path, text: str, variables: Mapping[KeyPath, str]) -> None:
+        self._file = str(file)
+        self._text = text
+        self._variables = variables
+
+    @cached_property
+    def _lines(self) -> dict[KeyPath, int]:
+        try:
+            return key_lines(self._text)
+        except RecursionError:  # lists nested to the edge of what tomllib takes: the message does without its line
+            return {}
+
+    def problem(self, at: KeyPath, what: str, hint: str) -> Problem:
+        """The problem, at its own place or that of the nearest table around it."""
+        for variable, name in self._variables.items():
+            if at[: len(variable)] == variable or (variable[: len(at)] == at and at not in self._lines):
+                return Problem(name, 0, dotted(at), what, hint)
+        place = at
+        while place and place not in self._lines:
+            place = place[:-1]
+        return Problem(self._file, self._lines.get(place, 0), dotted(at), what, hint)
