@@ -1,0 +1,170 @@
+"""Owns: making a snapshot and putting it in place of the one before, so that at every moment a good one is there.
+
+Order: write beside, fsync, read back, keep the present one as ``snapshot.previous`` (hard link), rename, fsync the
+folder. Must not touch a snapshot that is in place in any other way: workers may be reading it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from relay.config.schema import Config
+from relay.directory.encode import HashCollision, encode
+from relay.directory.key import KEY_OCTETS, address_hasher, read_key, sync_folder, write_key
+from relay.directory.layout import SnapshotError
+from relay.directory.snapshot import Snapshot, inspect, previous_path
+from relay.directory.sources import Collection, Tally, gather
+
+KEYS: Final = 3
+"""Keys tried before a build gives up: a second collision in a row means a fault and not bad luck."""
+
+SNAPSHOT_MODE: Final = 0o640
+"""The workers' group reads it, nobody else: texts of restrictions are in clear."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a build did. ``skipped`` counts by reason, ``examples`` are the first bad lines as ``file:line: reason``."""
+
+    snapshot: Snapshot
+    skipped: Counter[str]
+    examples: tuple[str, ...]
+    new_key: bool
+
+
+def build(config: Config, created: float, hasher: Callable[[bytes], Callable[[str], int]] = address_hasher) -> Built:
+    """Read the sources, make the next generation, put it in place. ``created``: seconds since 1970.
+
+    Raises SnapshotError, and then the snapshot in use is as it was. ``hasher`` is there for a test of collisions.
+    """
+    path, key_path = config.snapshot_path, config.key_path
+    try:
+        group = _workers_group(config)
+        for folder in {path.parent, key_path.parent}:
+            _make_folder(folder, group)
+        with _only_build(path):
+            collection, tally = gather(config)
+            return _replace(path, key_path, group, collection, tally, created, _origin(config), hasher)
+    except OSError as error:
+        raise SnapshotError(
+            f"{error.filename or path}: {error.strerror}; the snapshot stays as it is; "
+            "check owner, mode and free space of the folder"
+        ) from None
+
+
+def _replace(
+    path: Path,
+    key_path: Path,
+    group: int,
+    collection: Collection,
+    tally: Tally,
+    created: float,
+    origin: dict[str, object],
+    hasher: Callable[[bytes], Callable[[str], int]],
+) -> Built:
+    key = read_key(key_path) if key_path.exists() else b""
+    new_key = not key
+    origin["skipped"] = dict(tally.skipped)
+    for _ in range(KEYS):
+        key = key or secrets.token_bytes(KEY_OCTETS)
+        try:
+            pieces = encode(
+                collection.addresses, collection.records, key, _next_generation(path), created, origin, hasher
+            )
+            break
+        except HashCollision:
+            key, new_key = b"", True
+    else:
+        raise SnapshotError(f"{path}: addresses share a hash under {KEYS} keys in a row; this is a fault, report it")
+    beside = path.with_name(f".{path.name}.new")
+    _write(beside, pieces, group)
+    del pieces
+    # Read back before it replaces anything: a disk that returns something else must not win.
+    Snapshot.open(beside, key)
+    if new_key:
+        write_key(key_path, key)
+    _keep_previous(path)
+    os.rename(beside, path)
+    sync_folder(path.parent)
+    return Built(Snapshot.open(path, key), tally.skipped, tuple(tally.examples), new_key)
+
+
+def _write(beside: Path, pieces: Sequence[bytes | memoryview], group: int) -> None:
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fchown(file.fileno(), -1, group)
+        os.fchmod(file.fileno(), SNAPSHOT_MODE)
+        os.fsync(file.fileno())
+
+
+def _keep_previous(path: Path) -> None:
+    """Keep the present generation under its second name, unless it is damaged: then the older one is worth more."""
+    try:
+        inspect(path)
+    except SnapshotError:
+        return
+    beside = path.with_name(f".{path.name}.previous.new")
+    beside.unlink(missing_ok=True)
+    os.link(path, beside)
+    os.rename(beside, previous_path(path))
+    # Where both names are already one file, rename(2) does nothing and leaves both.
+    beside.unlink(missing_ok=True)
+
+
+def _next_generation(path: Path) -> int:
+    newest = 0
+    for known in (path, previous_path(path)):
+        try:
+            newest = max(newest, inspect(known).generation)
+        except SnapshotError:
+            continue
+    return newest + 1
+
+
+def _origin(config: Config) -> dict[str, object]:
+    return {"sources": [{"type": source.type, "path": str(source.path)} for source in config.directory.sources]}
+
+
+def _workers_group(config: Config) -> int:
+    """The group that must be able to read the snapshot; -1 leaves it as it comes. Only root can give files away."""
+    if os.geteuid() != 0 or not config.process.user:
+        return -1
+    try:
+        return pwd.getpwnam(config.process.user).pw_gid
+    except KeyError:
+        raise SnapshotError(
+            f"process.user: there is no user {config.process.user!r}; make it, "
+            'or set process.user = "" to keep the user that starts the relay'
+        ) from None
+
+
+def _make_folder(folder: Path, group: int) -> None:
+    if not folder.is_dir():
+        folder.mkdir(mode=0o750, parents=True)
+        os.chown(folder, -1, group)
+
+
+@contextmanager
+def _only_build(path: Path) -> Iterator[None]:
+    """Two builds at once would write the same file; the second is told so instead of waiting unseen."""
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SnapshotError(f"{path}: another build is running; wait for it and try again") from None
+        yield
+    finally:
+        os.close(descriptor)
