@@ -23,7 +23,7 @@ from relay.config.schema import Config, Section
 from relay.config.whole import KeyPath, WholeError, faults
 
 PREFIX: Final = "DMZ_RELAY__"
-FILE_OCTETS: Final = 4 * 1024 * 1024  # 10,000 domains with routes take 1 MB; more than this is some other file
+FILE_OCTETS: Final = 200 * 1024  # some 5,000 domains; as JSON it still fits the packet that children get (control)
 
 Tables = dict[str, object]
 

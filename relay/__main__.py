@@ -1,0 +1,10 @@
+"""Owns: ``python -m relay``, the same as the command ``relay``."""
+
+from __future__ import annotations
+
+import sys
+
+from relay.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

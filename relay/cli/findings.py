@@ -1,0 +1,248 @@
+"""Owns: what ``relay check`` looks at in a configuration that is valid: what is risky, unusual or not yet done, graded.
+
+It reads this machine and changes nothing. What keeps the relay from starting is found by ``config.files``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from relay.cli.certificate import CertificateFault, covers, examine
+from relay.config.origin import Problem
+from relay.config.schema import Config, Mode, Role, split_address, split_next_hop
+from relay.directory.key import read_key
+from relay.directory.layout import SnapshotError
+from relay.directory.snapshot import Snapshot
+
+DAY_S: Final = 86400.0
+EXPIRES_SOON_S: Final = 21 * DAY_S  # renewal runs 30 days ahead by custom: at 21 it has failed for a week
+SNAPSHOT_OLD_S: Final = 2 * DAY_S  # the directory is read daily at least
+EXCHANGE_CONNECTIONS: Final = 20  # MaxInboundConnectionPerSource of a receive connector
+PRIVILEGED_PORTS: Final = 1024
+WIDE_NETWORK: Final = {4: 16, 6: 48}  # shorter prefixes than these are seldom one organisation's own servers
+
+
+class Grade(StrEnum):
+    """How bad it is; ``error`` means the relay does not do its work like this."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. ``hint`` says what to do, empty for grade ok."""
+
+    grade: Grade
+    topic: str
+    text: str
+    hint: str = ""
+
+
+def findings(config: Config, problems: list[Problem]) -> list[Finding]:
+    """The whole report; ``problems`` are those of ``check_files``."""
+    report = [Finding(Grade.ERROR, problem.key, problem.what, problem.hint) for problem in problems]
+    if not any(problem.key.startswith("tls.") for problem in problems):
+        report += _certificate(config)
+    report += [
+        *_listeners(config),
+        *_users(config),
+        *_spool(config),
+        *_snapshot(config),
+        *_domains(config),
+        *_routes(config),
+        *_rules(config),
+        *_trusted(config),
+        *_web(config),
+    ]
+    return report
+
+
+def _certificate(config: Config) -> Iterator[Finding]:
+    certificate, key = config.tls.certificate, config.tls.key
+    if certificate is None or key is None:
+        yield Finding(
+            Grade.WARNING, "tls", "no certificate: all mail comes in readable", "set certificate and key in [tls]"
+        )
+        return
+    try:
+        seen = examine(certificate, key)
+    except CertificateFault as fault:
+        yield Finding(Grade.ERROR, "tls", f"{certificate}: {fault}", "renew the certificate")
+        return
+    days = (seen.expires - time.time()) / DAY_S
+    until = time.strftime("%Y-%m-%d", time.gmtime(seen.expires))
+    if days * DAY_S < EXPIRES_SOON_S:
+        yield Finding(
+            Grade.WARNING, "tls", f"the certificate ends in {days:.0f} days, on {until}", "renew it, then relay reload"
+        )
+    else:
+        yield Finding(Grade.OK, "tls", f"the certificate is good until {until}")
+    if not covers(seen, config.server.hostname):
+        names = ", ".join(seen.names) or "no name"
+        hint = "senders that verify will refuse it: get one with this name"
+        yield Finding(Grade.WARNING, "tls", f"the certificate is for {names}, not for {config.server.hostname}", hint)
+    if key.stat().st_mode & 0o077:
+        yield Finding(Grade.WARNING, "tls", f"{key} can be read by others than its owner", f"chmod 600 {key}")
+
+
+def _listeners(config: Config) -> Iterator[Finding]:
+    for listener in config.listener:
+        topic = f"listener {listener.name}"
+        _, port = split_address(listener.address)
+        yield Finding(Grade.OK, topic, f"{listener.address}, {listener.role}")
+        if listener.role is Role.SUBMISSION and config.tls.certificate is None:
+            hint = "set certificate and key in [tls], or remove the listener"
+            yield Finding(Grade.WARNING, topic, "nobody can log in: submission needs STARTTLS", hint)
+        if listener.require_tls and listener.role is Role.MX:
+            hint = "write require_tls = false, unless only known partners send here"
+            yield Finding(Grade.WARNING, topic, "refuses senders without TLS, which a public server must not", hint)
+        elif listener.require_tls:
+            yield Finding(
+                Grade.WARNING, topic, "require_tls means nothing here", "remove it: this role always needs TLS"
+            )
+        if port < PRIVILEGED_PORTS and os.geteuid() != 0:
+            hint = "start the relay as root, by a systemd socket, or with CAP_NET_BIND_SERVICE"
+            yield Finding(Grade.WARNING, topic, f"port {port} may not be open to an ordinary user", hint)
+
+
+def _users(config: Config) -> Iterator[Finding]:
+    process = config.process
+    if os.geteuid() != 0:
+        hint = "start it as root: it drops its rights itself"
+        yield Finding(Grade.WARNING, "process", "not started as root, all processes share one user", hint)
+        return
+    kept = [key for key, user in (("user", process.user), ("hub_user", process.hub_user)) if not user]
+    for key in kept:
+        yield Finding(
+            Grade.WARNING, "process", f"{key} is empty: these processes stay root", f"name a user in process.{key}"
+        )
+    if process.user and process.user == process.hub_user:
+        hint = "make a user of its own for the hub"
+        yield Finding(Grade.WARNING, "process", f'workers and hub share the user "{process.user}"', hint)
+    elif not kept:
+        yield Finding(Grade.OK, "process", f"workers run as {process.user}, the hub as {process.hub_user}")
+
+
+def _spool(config: Config) -> Iterator[Finding]:
+    spool = config.server.spool
+    if not spool.is_dir():
+        yield Finding(Grade.OK, "spool", f"{spool} will be made at the first start")
+        return
+    free = shutil.disk_usage(spool).free
+    # Each session may hold one message of the largest size; ten at once are a quiet minute after an outage.
+    if free < 10 * config.limits.message_octets:
+        hint = "make room: a full disk answers 452 to everybody"
+        yield Finding(Grade.WARNING, "spool", f"{spool} has {free / 2**20:,.0f} MB left", hint)
+    else:
+        yield Finding(Grade.OK, "spool", f"{spool}, {free / 2**30:,.1f} GB free")
+
+
+def _snapshot(config: Config) -> Iterator[Finding]:
+    needed = any(domain.recipients == "directory" for domain in config.domain)
+    path = config.snapshot_path
+    if not path.exists():
+        if needed:
+            hint = "run relay directory build"
+            yield Finding(Grade.ERROR, "snapshot", f"{path} is not there: recipients get 451 until it is", hint)
+        else:
+            yield Finding(Grade.OK, "snapshot", "none, and no domain asks for it")
+        return
+    try:
+        snapshot = Snapshot.open(path, read_key(config.key_path))
+    except SnapshotError as error:
+        what, _, hint = str(error).rpartition("; ")
+        yield Finding(Grade.ERROR, "snapshot", what or hint, hint)
+        return
+    age = time.time() - snapshot.created
+    text = f"{snapshot.recipients:,} recipients, {snapshot.restricted:,} restricted senders"
+    if age > SNAPSHOT_OLD_S:
+        yield Finding(Grade.WARNING, "snapshot", f"{text}, {age / DAY_S:.0f} days old", "run relay directory build")
+    else:
+        yield Finding(Grade.OK, "snapshot", text)
+    if needed and not snapshot.recipients:
+        yield Finding(
+            Grade.ERROR, "snapshot", "no address is known: every recipient is refused", "look at directory.sources"
+        )
+
+
+def _domains(config: Config) -> Iterator[Finding]:
+    if not config.domain:
+        hint = "add a [[domain]] table with the domains of your users"
+        yield Finding(Grade.WARNING, "domains", "none: only trusted networks can send, and only outwards", hint)
+    for domain in config.domain:
+        checked = "recipients by the directory" if domain.recipients == "directory" else "every recipient"
+        yield Finding(Grade.OK, "domains", f"{_some(domain.names)}: {checked}")
+
+
+def _routes(config: Config) -> Iterator[Finding]:
+    own = {split_address(listener.address) for listener in config.listener}
+    for route in config.route:
+        name = ", ".join("all others" if domain == "*" else domain for domain in route.domains[:3])
+        yield Finding(Grade.OK, "routes", f"{name} to {', then '.join(route.next_hops)}")
+        for hop in route.next_hops:
+            if split_next_hop(hop) in own:
+                hint = "name the server behind the relay"
+                yield Finding(Grade.ERROR, "routes", f"{hop} is this relay: mail would go round in circles", hint)
+    if not any("*" in route.domains for route in config.route):
+        hint = 'add a [[route]] with domains = ["*"]'
+        yield Finding(Grade.WARNING, "routes", "no default route: reports to senders outside cannot leave", hint)
+    if config.delivery.concurrency > EXCHANGE_CONNECTIONS:
+        text = f"delivery.concurrency is {config.delivery.concurrency}, Exchange takes {EXCHANGE_CONNECTIONS} from one source"
+        hint = "write 20 or less, or raise MaxInboundConnectionPerSource"
+        yield Finding(Grade.WARNING, "routes", text, hint)
+    if config.delivery.tls == "off":
+        hint = 'write delivery.tls = "opportunistic"'
+        yield Finding(Grade.WARNING, "routes", "delivery.tls is off: mail goes on readable", hint)
+
+
+def _rules(config: Config) -> Iterator[Finding]:
+    if config.server.soft_bounce:
+        hint = "write server.soft_bounce = false when the change-over is done"
+        yield Finding(
+            Grade.WARNING, "rules", "soft_bounce: nothing is refused for good, senders keep trying for days", hint
+        )
+    modes = {
+        "senders.restricted": config.senders.restricted,
+        "recipients.unknown": config.recipients.unknown,
+        "content.header_firewall": config.content.header_firewall,
+    }
+    for key, mode in modes.items():
+        if mode is not Mode.ENFORCE:
+            effect = "only logged" if mode is Mode.LOG else "not looked at"
+            yield Finding(Grade.WARNING, "rules", f"{key} is {effect}", f'write {key} = "enforce"')
+    if not config.server.soft_bounce and all(mode is Mode.ENFORCE for mode in modes.values()):
+        yield Finding(Grade.OK, "rules", "all enforced")
+
+
+def _trusted(config: Config) -> Iterator[Finding]:
+    for text in config.trusted.networks:
+        network = ipaddress.ip_network(text)
+        if network.prefixlen < WIDE_NETWORK[network.version]:
+            hint = "write the addresses of your own mail servers only"
+            yield Finding(Grade.WARNING, "trusted", f"{text} is wide: every host in it may send to everyone", hint)
+        else:
+            yield Finding(Grade.OK, "trusted", f"{text} may send to everyone")
+
+
+def _web(config: Config) -> Iterator[Finding]:
+    if config.web.listen is None:
+        hint = 'write web.listen = "127.0.0.1:9125"'
+        yield Finding(Grade.WARNING, "web", "switched off: no metrics, no health", hint)
+    elif not ipaddress.ip_address(split_address(config.web.listen)[0]).is_loopback:
+        hint = "let a firewall admit the monitoring only, or write 127.0.0.1:9125"
+        yield Finding(Grade.WARNING, "web", f"metrics are open to who reaches {config.web.listen}", hint)
+    else:
+        yield Finding(Grade.OK, "web", config.web.listen)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
