@@ -30,7 +30,7 @@ test: install lint ## everything: lint, types, layers, unit tests on each Python
 lint: venv ## ruff, mypy --strict, import layers
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy --strict relay
+	.venv/bin/mypy --strict
 	.venv/bin/lint-imports
 
 unit: venv ## the fast tests only

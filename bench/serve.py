@@ -1,0 +1,235 @@
+"""Run the shipped relay in the foreground on an ordinary configuration made from the options below.
+
+Writes DIR/relay.toml, makes DIR/cert.pem, builds the snapshot when its inputs changed, and then becomes `relay serve`. The
+pidfile holds the supervisor's pid and appears once all listeners accept. SIGTERM drains. A DIR used before keeps its queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+SESSIONS = 5000
+"""Open sessions over all workers: the idle benchmark holds 1,000, and a load generator may open a few thousand."""
+
+ROLES = (("mx", "listen_25"), ("submission", "listen_587"), ("submissions", "listen_465"))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="bench/serve", description=__doc__)
+    made.add_argument("--state", type=_path, required=True, metavar="DIR", help="configuration, certificate, snapshot")
+    made.add_argument("--listen-25", type=_endpoint, required=True, metavar="HOST:PORT")
+    made.add_argument("--listen-587", type=_endpoint, metavar="HOST:PORT")
+    made.add_argument("--listen-465", type=_endpoint, metavar="HOST:PORT")
+    made.add_argument("--domains", type=_names, metavar="D,D", help="default: those of the recipients")
+    made.add_argument("--recipients", type=_file, required=True, metavar="FILE", help="one address a line")
+    made.add_argument("--restricted", type=_file, metavar="FILE", help="restricted senders, one address a line")
+    made.add_argument(
+        "--users", type=_file, metavar="FILE", help="name:password:address a line (unused until submission)"
+    )
+    made.add_argument("--next-hop", type=_endpoint, required=True, metavar="HOST:PORT", help="serves the domains")
+    made.add_argument("--default-next-hop", type=_endpoint, metavar="HOST:PORT", help="serves every other domain")
+    made.add_argument("--next-hop-timeout-s", type=float, metavar="S", help="limits every step towards a next hop")
+    made.add_argument("--express", choices=("on", "off"), default="on")
+    made.add_argument("--workers", type=int, default=0, metavar="N", help="default: one per core")
+    made.add_argument("--retry-s", type=float, metavar="S", help="every wait between attempts, without jitter")
+    made.add_argument("--size-limit", type=int, default=50 * 1024 * 1024, metavar="BYTES")
+    made.add_argument("--max-recipients", type=int, default=1000, metavar="N")
+    made.add_argument("--sessions-per-client", type=int, default=50, metavar="N")
+    made.add_argument("--error-budget", type=_budget, default=20, metavar="N|off")
+    made.add_argument("--spool", type=_path, metavar="DIR", help="default: DIR/spool")
+    made.add_argument("--log", type=_path, metavar="FILE", help="default: DIR/relay.log")
+    made.add_argument("--metrics", type=_endpoint, metavar="HOST:PORT")
+    made.add_argument("--pidfile", type=_path, required=True, metavar="FILE")
+    return made
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _file(text: str) -> Path:
+    path = _path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is not a file")
+    return path
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip().lower() for name in text.split(",") if name.strip()]
+
+
+def _budget(text: str) -> int:
+    """0 is the configuration's word for off; `0` itself is refused, so that nobody takes it for "none allowed"."""
+    if text == "off":
+        return 0
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor off")
+    return int(text)
+
+
+def _endpoint(text: str) -> str:
+    """ADDRESS:PORT; a host name becomes its address, because a listener takes addresses only."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    host = host.strip("[]") or "0.0.0.0"
+    with suppress(ValueError):
+        address = ip_address(host)
+        return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    try:
+        return f"{socket.gethostbyname(host)}:{port}"
+    except OSError as problem:
+        raise argparse.ArgumentTypeError(f"{host!r} does not resolve: {problem}") from None
+
+
+def _next_hop(endpoint: str) -> str:
+    host, _, port = endpoint.rpartition(":")
+    return f"smtp:[{host.strip('[]')}]:{port}"
+
+
+def domains_of(recipients: Path) -> list[str]:
+    """The domains behind the @ in a list of addresses."""
+    with recipients.open(encoding="utf-8") as lines:
+        return sorted({line.rpartition("@")[2].strip().lower() for line in lines if "@" in line})
+
+
+def _value(value: object) -> str:
+    match value:
+        case Path():
+            return json.dumps(str(value))
+        case list():
+            return "[" + ", ".join(_value(item) for item in value) + "]"
+        case _:
+            return json.dumps(value)  # a JSON string, number or boolean is the same in TOML
+
+
+def _table(head: str, **keys: object) -> Iterator[str]:
+    yield head
+    for key, value in keys.items():
+        if value is not None:
+            yield f"{key} = {_value(value)}"
+    yield ""
+
+
+def configuration(options: argparse.Namespace, domains: list[str]) -> str:
+    """The configuration file, as TOML."""
+    state: Path = options.state
+    step, retry = options.next_hop_timeout_s, options.retry_s
+    sources = [("list", options.recipients)] + ([("restricted", options.restricted)] if options.restricted else [])
+    lines = [
+        "# Written by bench/serve.",
+        *_table(
+            "[server]", hostname="relay.bench.test", spool=options.spool or state / "spool", workers=options.workers
+        ),
+        "# Every role keeps the user that started the relay: the folders belong to that user.",
+        *_table("[process]", user="", hub_user=""),
+        *_table("[tls]", certificate=state / "cert.pem", key=state / "key.pem"),
+        *_table(
+            "[limits]",
+            sessions=SESSIONS,
+            sessions_per_client=options.sessions_per_client,
+            message_octets=options.size_limit,
+            recipients=options.max_recipients,
+            errors=options.error_budget,
+        ),
+    ]
+    for role, option in ROLES:
+        if (address := getattr(options, option)) is not None:
+            lines += _table("[[listener]]", name=role, address=address, role=role)
+    lines += _table("[[domain]]", names=domains, recipients="directory")
+    lines += _table("[[route]]", domains=domains, next_hops=[_next_hop(options.next_hop)])
+    if options.default_next_hop:
+        lines += _table("[[route]]", domains=["*"], next_hops=[_next_hop(options.default_next_hop)])
+    lines += [
+        *_table(
+            "[delivery]",
+            express=options.express == "on",
+            connect_timeout_s=step,
+            command_timeout_s=step,
+            final_reply_timeout_s=step,
+        ),
+        *_table(
+            "[queue]",
+            retry_s=None if retry is None else [retry],
+            retry_jitter=None if retry is None else 0.0,
+            # The lease has to outlast the wait for the final reply; the default of 900 s does so for shorter ones.
+            lease_s=step + 60 if step is not None and step >= 900 else None,
+        ),
+    ]
+    for kind, path in sources:
+        lines += _table("[[directory.sources]]", type=kind, path=path)
+    lines += _table("[log]", file=options.log or state / "relay.log")
+    if options.metrics:
+        lines += _table("[web]", listen=options.metrics)
+    return "\n".join(lines)
+
+
+def certificate(state: Path) -> None:
+    """A self-signed certificate and its key, made once."""
+    if (state / "cert.pem").exists() and (state / "key.pem").exists():
+        return
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "3650", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command += ["-keyout", str(state / "key.pem"), "-out", str(state / "cert.pem")]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        sys.exit("bench/serve: openssl is missing; install the Debian package openssl")
+    if made.returncode:
+        sys.exit(f"bench/serve: openssl made no certificate: {made.stderr.strip()}")
+
+
+def fingerprint(options: argparse.Namespace, domains: list[str]) -> str:
+    """Changes with everything that the snapshot is built from."""
+    whole = hashlib.sha256(json.dumps([domains, str(options.spool)]).encode())
+    for path in (options.recipients, options.restricted):
+        if path is not None:
+            whole.update(hashlib.sha256(path.read_bytes()).digest())
+        whole.update(b"|")
+    return whole.hexdigest()
+
+
+def build(options: argparse.Namespace, domains: list[str], config: Path) -> None:
+    """Build the snapshot unless the one at hand was made from the same inputs."""
+    stamp = options.state / "inputs.sha256"
+    wanted = fingerprint(options, domains)
+    snapshot = (options.spool or options.state / "spool") / "directory" / "snapshot"
+    if snapshot.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return
+    command = [sys.executable, "-m", "relay", "directory", "build", "--config", str(config)]
+    built = subprocess.run(command, stdout=sys.stderr, check=False)
+    if built.returncode:
+        sys.exit(built.returncode)
+    stamp.write_text(wanted)
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if options.users:
+        print("bench/serve: --users is accepted and unused: there is no submission yet", file=sys.stderr)
+    options.state.mkdir(parents=True, exist_ok=True)
+    options.pidfile.unlink(missing_ok=True)
+    domains = options.domains or domains_of(options.recipients)
+    config = options.state / "relay.toml"
+    config.write_text(configuration(options, domains))
+    certificate(options.state)
+    build(options, domains, config)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    command = [sys.executable, "-m", "relay", "serve", "--config", str(config), "--pidfile", str(options.pidfile)]
+    os.execv(sys.executable, command)
+
+
+if __name__ == "__main__":
+    main()
