@@ -151,9 +151,11 @@ def _workers_group(config: Config) -> int:
 
 
 def _make_folder(folder: Path, group: int) -> None:
+    """As the supervisor makes it: the workers' group may enter, and what is built there is that group's."""
     if not folder.is_dir():
-        folder.mkdir(mode=0o750, parents=True)
+        folder.mkdir(parents=True)
         os.chown(folder, -1, group)
+        folder.chmod(0o750 if group == -1 else 0o2750)
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""Owns: ``relay recipient``: what a client is told about a recipient, by the code that tells it. Decides nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from relay.cli.directory import in_use
+from relay.cli.judged import (
+    ClientOption,
+    Judged,
+    VerboseOption,
+    is_trusted,
+    parse,
+    reply_line,
+    show,
+    snapshot_facts,
+)
+from relay.cli.options import DEFAULT_CONFIG, CommandFailed, ConfigOption, JsonOption
+from relay.config.load import load
+from relay.config.schema import Config
+from relay.inbound.transaction import Rules, Transaction
+from relay.mail.address import domain_of, is_relay_form
+from relay.mail.reply import BAD_RECIPIENT, BAD_SENDER, OK_RCPT, SENDER_RESTRICTED, Kind
+from relay.policy.route import RouteTable
+
+
+def recipient(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="The recipient, e.g. user@example.com.")],
+    sender: Annotated[str, typer.Option("--sender", metavar="ADDRESS", help="Who writes; default: <>.")] = "",
+    client: ClientOption = "",
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Say whether mail to ADDRESS is taken, which rule decides, and the exact reply.
+
+    The exit code is 0 when it is taken and 1 when it is refused.
+    """
+    show(judge(load(config, os.environ), address, sender, client), verbose=verbose, as_json=as_json)
+
+
+def judge(config: Config, address: str, sender: str, client: str) -> Judged:
+    """The answer of RCPT after MAIL from ``sender``. Raises CommandFailed."""
+    origin = parse(sender, BAD_SENDER)
+    if isinstance(origin, Kind):
+        raise CommandFailed(f"--sender {sender}: not an address; MAIL would be answered {reply_line(config, origin)}")
+    mailbox = parse(address, BAD_RECIPIENT)
+    if not mailbox:  # the null sender is no recipient
+        mailbox = BAD_RECIPIENT
+    if isinstance(mailbox, Kind):
+        return Judged(address, False, "syntax", "RCPT", reply_line(config, mailbox), (), {})
+    rules = Rules.of(config)
+    if "@" not in mailbox:  # RFC 5321 §4.5.1
+        mailbox = rules.postmaster or mailbox
+    directory = in_use(config)
+    transaction = Transaction(origin, False, is_trusted(config, client), rules, directory)
+    verdict = transaction.judge_recipient(mailbox, is_relay_form(mailbox))
+    named = origin if verdict.kind is SENDER_RESTRICTED else mailbox
+    return Judged(
+        address=mailbox,
+        accepted=verdict.kind is None,
+        rule=verdict.rule,
+        stage="RCPT",
+        reply=reply_line(config, verdict.kind or OK_RCPT, named, verdict.text),
+        not_enforced=tuple(
+            reply_line(config, s.kind, origin if s.kind is SENDER_RESTRICTED else mailbox, s.text)
+            for s in verdict.shadow
+            if s.kind is not None
+        ),
+        facts={"next hops": _next_hops(config, domain_of(mailbox)), **snapshot_facts(directory, mailbox)},
+    )
+
+
+def _next_hops(config: Config, domain: str) -> str:
+    route = RouteTable(config).find(domain)
+    return ", ".join(hop.name for hop in route.next_hops) if route else "none: no route for this domain"

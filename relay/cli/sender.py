@@ -1,0 +1,52 @@
+"""Owns: ``relay sender``: what a client is told about a sender, by the code that tells it. Decides nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from relay.cli.directory import in_use
+from relay.cli.judged import Judged, VerboseOption, parse, reply_line, show, snapshot_facts
+from relay.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from relay.config.load import load
+from relay.config.schema import Config
+from relay.inbound.transaction import Rules, Transaction
+from relay.mail.reply import BAD_SENDER, OK_MAIL, Kind
+from relay.policy.sender import decide
+from relay.policy.verdict import ACCEPT
+
+
+def sender(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="The sender, e.g. user@example.com, or <>.")],
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Say whether ADDRESS may send, which rule decides, and the exact reply.
+
+    The exit code is 0 when it may and 1 when it is refused.
+    """
+    show(judge(load(config, os.environ), address), verbose=verbose, as_json=as_json)
+
+
+def judge(config: Config, address: str) -> Judged:
+    """The answer of MAIL, or of every RCPT where senders are told there. Raises CommandFailed."""
+    mailbox = parse(address, BAD_SENDER)
+    if isinstance(mailbox, Kind):
+        return Judged(address, False, "syntax", "MAIL", reply_line(config, mailbox), (), {})
+    rules = Rules.of(config)
+    directory = in_use(config)
+    # The transaction asks the snapshot as it does at MAIL; without a restriction there is nothing to decide.
+    restriction = Transaction(mailbox, False, False, rules, directory).restriction
+    verdict = ACCEPT if restriction is None else decide(restriction, rules.sender)
+    return Judged(
+        address=mailbox,
+        accepted=verdict.kind is None,
+        rule=verdict.rule,
+        stage=rules.sender.stage.upper() if verdict.kind else "MAIL",
+        reply=reply_line(config, verdict.kind or OK_MAIL, mailbox, verdict.text),
+        not_enforced=tuple(reply_line(config, s.kind, mailbox, s.text) for s in verdict.shadow if s.kind is not None),
+        facts=snapshot_facts(directory, mailbox),
+    )
