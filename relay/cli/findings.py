@@ -50,11 +50,13 @@ class Finding:
 def findings(config: Config, problems: list[Problem]) -> list[Finding]:
     """The whole report; ``problems`` are those of ``check_files``."""
     report = [Finding(Grade.ERROR, problem.key, problem.what, problem.hint) for problem in problems]
-    if not any(problem.key.startswith("tls.") for problem in problems):
+    troubled = {problem.key.partition(".")[0] for problem in problems}
+    if "tls" not in troubled:
         report += _certificate(config)
+    if "process" not in troubled:
+        report += _users(config)
     report += [
         *_listeners(config),
-        *_users(config),
         *_spool(config),
         *_snapshot(config),
         *_domains(config),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
@@ -50,29 +51,39 @@ def section_of(field: FieldInfo) -> tuple[type[Section] | None, bool]:
 
 def explain(error: ErrorDetails) -> tuple[str, str]:
     """What is wrong, and what to write instead."""
-    at, value, context = error["loc"], error["input"], error.get("ctx", {})
-    field, name = _field(at)
-    shown = _shown(value)
+    value, context = error["input"], error.get("ctx", {})
+    key, shown = _key(error["loc"]), _shown(error["input"])
     reason = context.get("error")
     if isinstance(reason, Invalid):
         return reason.what, reason.hint
     match error["type"]:
         case "missing":
-            return "is missing", _instead(field, name)
+            return "is missing", key.instead
         case "extra_forbidden":
-            return _unknown(at)
+            return _unknown(key)
         case "int_type":
-            return f"{shown} is not a whole number", _instead(field, name)
+            return f"{shown} is not a whole number", key.instead
         case "float_type" | "finite_number":
-            return f"{shown} is not a number", _instead(field, name)
+            return f"{shown} is not a number", key.instead
         case "bool_type":
-            return f"{shown} is neither true nor false", f"write {name} = true or {name} = false, without quotes"
+            return (
+                f"{shown} is neither true nor false",
+                f"write {key.name} = true or {key.name} = false, without quotes",
+            )
+        case "string_type" | "path_type" if isinstance(value, list | Mapping):
+            return f"{shown} is not a text", key.instead
         case "string_type" | "path_type":
-            return f"{shown} is not a text", _quoted(value, field, name)
+            return f"{shown} is not a text", f"put it in quotes: {toml(str(toml(value)))}"
+        case "list_type" if key.section is not None:
+            return "there may be several of these tables", f"write {key.table} with double brackets"
         case "list_type":
-            return _no_list(value, field, name)
+            return f"{shown} is not a list", key.instead if isinstance(
+                value, Mapping
+            ) else f"write {key.name} = [{toml(value)}]"
+        case "model_type" if isinstance(value, list):
+            return "there is only one such table", f"write {key.table} with single brackets"
         case "model_type":
-            return f"{shown} is not a table", _as_table(field, name)
+            return f"{shown} is not a table", key.instead
         case "enum" | "literal_error":
             return f"{shown} is not one of the choices", f"write {str(context['expected']).replace(chr(39), chr(34))}"
         case "greater_than_equal":
@@ -82,27 +93,60 @@ def explain(error: ErrorDetails) -> tuple[str, str]:
         case "less_than_equal":
             return f"{shown} is too large", f"write {toml(context['le'])} or less"
         case "too_short":
-            return "is empty", _instead(field, name)
+            return "is empty", key.instead
         case "too_long":
             return f"has {context['actual_length']} entries", f"leave at most {context['max_length']}"
         case _:
-            return error["msg"], _instead(field, name)
+            return error["msg"], key.instead
 
 
-def _steps(at: KeyPath) -> Iterator[tuple[type[Section], str]]:
-    """Each key on the way with the section that should know it."""
-    section: type[Section] | None = Config
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A key of the schema, or one that it does not know (``field`` is None), and the section it stands in."""
+
+    parent: type[Section]
+    names: tuple[str, ...]
+    field: FieldInfo | None
+
+    @property
+    def name(self) -> str:
+        return self.names[-1]
+
+    @property
+    def section(self) -> type[Section] | None:
+        return section_of(self.field)[0] if self.field else None
+
+    @property
+    def table(self) -> str:
+        """The header of the table that the key is."""
+        several = self.field is not None and section_of(self.field)[1]
+        return f"[[{'.'.join(self.names)}]]" if several else f"[{'.'.join(self.names)}]"
+
+    @property
+    def instead(self) -> str:
+        """What could be written here."""
+        if self.field is None:
+            return "remove it"
+        if self.section is not None:
+            return f"write a {self.table} table"
+        if self.field.examples:
+            return f"write {self.name} = {toml(self.field.examples[0])}"
+        if self.field.default is not None:
+            return f"write {self.name} = {toml(self.field.default)} (the default)"
+        return f'write {self.name} = "..." or remove the line'
+
+
+def _key(at: KeyPath) -> _Key:
+    """The innermost key on the way to a place; a list item belongs to the list's."""
+    parent: type[Section] = Config
+    names: tuple[str, ...] = ()
+    field: FieldInfo | None = None
     for step in at:
-        if isinstance(step, str) and section is not None:
-            yield section, step
-            field = section.model_fields.get(step)
-            section = section_of(field)[0] if field else None
-
-
-def _field(at: KeyPath) -> tuple[FieldInfo | None, str]:
-    """The field a place belongs to (a list item: the list's), and its name."""
-    section, name = list(_steps(at))[-1]
-    return section.model_fields.get(name), name
+        if isinstance(step, str):
+            parent = (section_of(field)[0] if field else None) or parent
+            names = (*names, step)
+            field = parent.model_fields.get(step)
+    return _Key(parent, names, field)
 
 
 def _shown(value: object) -> str:
@@ -116,51 +160,18 @@ def _shown(value: object) -> str:
             return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _instead(field: FieldInfo | None, name: str) -> str:
-    if field is None:
-        return "remove it"
-    if section_of(field)[0] is not None:
-        return _as_table(field, name)
-    if field.examples:
-        return f"write {name} = {toml(field.examples[0])}"
-    if field.default is not None:
-        return f"write {name} = {toml(field.default)} (the default)"
-    return f'write {name} = "..." or remove the line'
-
-
-def _as_table(field: FieldInfo | None, name: str) -> str:
-    several = field is not None and section_of(field)[1]
-    return f"write a [[{name}]] table" if several else f"write a [{name}] table"
-
-
-def _quoted(value: object, field: FieldInfo | None, name: str) -> str:
-    return _instead(field, name) if isinstance(value, list | Mapping) else f"put it in quotes: {toml(str(toml(value)))}"
-
-
-def _no_list(value: object, field: FieldInfo | None, name: str) -> tuple[str, str]:
-    if field is not None and section_of(field)[0] is not None:
-        return "there may be several of these tables", f"write [[{name}]] with double brackets"
-    if isinstance(value, Mapping):
-        return "a table is not a list", _instead(field, name)
-    return f"{_shown(value)} is not a list", f"write {name} = [{toml(value)}]"
-
-
-def _unknown(at: KeyPath) -> tuple[str, str]:
-    section, name = list(_steps(at))[-1]
-    known = list(section.model_fields)
-    what = "there is no such table" if section is Config else "there is no such key"
-    close = get_close_matches(name, known, n=1)
+def _unknown(key: _Key) -> tuple[str, str]:
+    known = list(key.parent.model_fields)
+    top = key.parent is Config
+    what = "there is no such table" if top else "there is no such key"
+    close = get_close_matches(key.name, known, n=1)
     if close:
         return what, f"did you mean {close[0]}?"
-    homes = [f"[[{table}]]" if several else f"[{table}]" for table, several in _homes(name)]
+    homes = [home.table for home in (_key((table,)) for table in Config.model_fields) if _knows(home.section, key.name)]
     if homes:
-        return what if section is not Config else "stands outside its table", f"move it to {' or '.join(homes)}"
+        return "stands outside its table" if top else what, f"move it to {' or '.join(homes)}"
     return what, f"remove it, or use one of: {', '.join(known)}"
 
 
-def _homes(name: str) -> Iterator[tuple[str, bool]]:
-    """Tables that know the key."""
-    for table, field in Config.model_fields.items():
-        section, several = section_of(field)
-        if section is not None and name in section.model_fields:
-            yield table, several
+def _knows(section: type[Section] | None, name: str) -> bool:
+    return section is not None and name in section.model_fields

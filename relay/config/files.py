@@ -23,7 +23,7 @@ NOWHERE: Final = Origin(Path("configuration"), "", {})
 def check_files(config: Config, origin: Origin = NOWHERE) -> list[Problem]:
     """Everything on this machine that keeps the relay from starting with ``config``; empty when all is well."""
     found = [*_tls(config), *_users(config), *_inputs(config), *_folders(config)]
-    return [origin.problem(fault.at, fault.what, fault.hint) for fault in found]
+    return [origin.told(fault) for fault in found]
 
 
 def _tls(config: Config) -> Iterator[Fault]:

@@ -105,7 +105,12 @@ def _parse(path: Path, text: str) -> Tables:
     except ValueError as error:  # TOMLDecodeError, and int() for numbers of thousands of digits
         message = str(error)
         found = _PLACE.fullmatch(message)
-        what = found["what"] if found else message
+        # Tables are named as in the file, not as the tuples of keys that tomllib shows.
+        what = re.sub(
+            r"\('(.*?)',?\)",
+            lambda at: f"[{at[1].replace(chr(39) + ', ' + chr(39), '.')}]",
+            found["what"] if found else message,
+        )
         line = int(found["line"]) if found and found["line"] else text.count("\n") + 1
         column = f", column {found['column']}" if found and found["column"] else ""
         hint = next((hint for start, hint in _SYNTAX_HINTS if what.startswith(start)), "mend this line")
@@ -155,11 +160,11 @@ def _problems(error: ValidationError, tables: Tables, origin: Origin) -> list[Pr
     for details in error.errors(include_url=False):
         reason = details.get("ctx", {}).get("error")
         if isinstance(reason, WholeError):
-            return [origin.problem(fault.at, fault.what, fault.hint) for fault in reason.faults]
+            return [origin.told(fault) for fault in reason.faults]
         problems.append(origin.problem(details["loc"], *explain(details)))
         wrong.append(details["loc"])
     # With faults in single keys pydantic has not come to look at the whole.
-    problems += [origin.problem(fault.at, fault.what, fault.hint) for fault in faults(_with_defaults(tables), wrong)]
+    problems += [origin.told(fault) for fault in faults(_with_defaults(tables), wrong)]
     return problems
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from relay.config.lines import key_lines
-from relay.config.whole import KeyPath
+from relay.config.whole import Fault, KeyPath
 
 
 def dotted(at: KeyPath) -> str:
@@ -57,6 +57,14 @@ class Origin:
             return key_lines(self._text)
         except RecursionError:  # lists nested to the edge of what tomllib takes: the message does without its line
             return {}
+
+    def told(self, fault: Fault) -> Problem:
+        """The fault with its place; where the file has not its key (a default), the place beside it."""
+        here = self.problem(fault.at, fault.what, fault.hint)
+        if fault.beside and fault.at not in self._lines and here.file == self._file:
+            there = self.problem(fault.beside, fault.what, fault.hint)
+            return replace(there, key=here.key)
+        return here
 
     def problem(self, at: KeyPath, what: str, hint: str) -> Problem:
         """The problem, at its own place or that of the nearest table around it."""

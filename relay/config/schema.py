@@ -8,6 +8,7 @@ reports every error of a file at once; checks that need the disk stand in ``conf
 from __future__ import annotations
 
 import ipaddress
+import os.path
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -202,11 +203,12 @@ def _account(value: str) -> str:
 
 def _anchored(value: Path, info: ValidationInfo) -> Path:
     """Relative paths start at the folder that the loader names: the configuration file's own."""
-    text = str(value)
-    if value == Path() or not text.isprintable():
-        raise Invalid(f"{text!r} is not a path", "write the path of a file, e.g. /etc/dmz-relay/tls.pem")
+    if value == Path() or not str(value).isprintable():
+        what = "is empty or names the folder itself" if value == Path() else f"{str(value)!r} is not a path"
+        raise Invalid(what, "write a path, e.g. /etc/dmz-relay/certificate.pem")
     folder = info.context.get("folder") if info.context else None
-    return folder / value if folder else value
+    # By the letters, as a person reads it: ../demo is beside the folder that the file was named in, links or not.
+    return Path(os.path.normpath(folder / value)) if folder else value
 
 
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_anchored)]

@@ -19,11 +19,12 @@ EVERY: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong at one place, and what to write instead."""
+    """What is wrong at one place, and what to write instead. ``beside`` is the other place of a contradiction."""
 
     at: KeyPath
     what: str
     hint: str
+    beside: KeyPath = ()
 
 
 class WholeError(ValueError):
@@ -109,6 +110,7 @@ def _times(tables: Mapping[str, object]) -> Iterator[Fault]:
                 ("queue", "lease_s"),
                 f"{held:g} is not longer than delivery.final_reply_timeout_s ({waited:g})",
                 f"write lease_s = {waited + 300:g}",
+                beside=("delivery", "final_reply_timeout_s"),
             )
         case _:
             pass
