@@ -26,6 +26,7 @@ from relay.mail.reply import (
     Kind,
 )
 from relay.policy.content import HeaderResult, HeaderRules
+from relay.queue.store import QueueError
 
 END: Final = b"\r\n.\r\n"
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n\.?")
@@ -37,9 +38,7 @@ class Limits:
 
     __slots__ = ("header_octets", "line_endings", "message_octets", "rules")
 
-    def __init__(
-        self, message_octets: int, header_octets: int, line_endings: LineEndings, rules: HeaderRules
-    ) -> None:
+    def __init__(self, message_octets: int, header_octets: int, line_endings: LineEndings, rules: HeaderRules) -> None:
         self.message_octets = message_octets
         self.header_octets = header_octets
         self.line_endings = line_endings
@@ -113,18 +112,15 @@ class Receiver:
 
     def finish(self) -> Content | Kind:
         """The whole message, trace header in front, or why it is refused (then nothing is held any more)."""
-        if self._header is not None and self.refusal is None:
+        if self._header is not None:
             header = bytes(self._header)
             self._header = None
             self._begin_body(header, header)
-        if self.refusal is not None:
-            self.discard()
-            return self.refusal
         if self._file >= 0:
             self._flush()
-        if self.refusal is not None:
-            self.discard()
-            return self.refusal
+        refusal = self.refusal
+        if refusal is not None:
+            return refusal
         if self._file >= 0:
             content = Content(None, self._file, self.written)
             self._file = -1
@@ -225,7 +221,7 @@ class Receiver:
                     count = os.write(self._file, view)
                     self.written += count
                     view = view[count:]
-        except OSError:
+        except (OSError, QueueError):
             self._refuse(QUEUE_FULL)
 
     def _refuse(self, kind: Kind) -> None:

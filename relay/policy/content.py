@@ -34,10 +34,8 @@ class HeaderRules:
         # RFC 8601 §5: results that claim to be ours. The authserv-id may be folded or follow a comment.
         own = re.escape(config.server.hostname.lower().encode("ascii"))
         results = rb"authentication-results(?=[ \t]*:(?:[ \t\r\n]|\([^()]*\))*\"?" + own + rb"(?![a-z0-9.-]))"
-        patterns = [
-            re.escape(name[:-1]) + rb"[!-9;-~]*" if name.endswith(b"*") else re.escape(name) for name in names
-        ]
-        self._stems = tuple(b"\n" + name.rstrip(b"*") for name in names) + (b"\nauthentication-results",)
+        patterns = [re.escape(name[:-1]) + rb"[!-9;-~]*" if name.endswith(b"*") else re.escape(name) for name in names]
+        self._stems = (*(b"\n" + name.rstrip(b"*") for name in names), b"\nauthentication-results")
         self._field = re.compile(
             rb"(?<=\n)(" + b"|".join([*patterns, results]) + rb")[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*", re.IGNORECASE
         )

@@ -7,9 +7,12 @@ and ``renew`` work only with the current one, so a worker that was thought dead 
 state      meaning
 =========  ==========================================================================================
 pending    to be tried at ``due``
-held       not tried until an operator releases it
+held       not tried, and not expired, until an operator releases it
 (no row)   delivered, or refused and reported: finished; a message without recipients is deleted
 =========  ==========================================================================================
+
+An entry that cannot be read whole is *set aside*: nobody claims it, nothing of it is deleted, an operator may
+``RELEASE`` it once the damage is mended. Must not touch a disk or a clock.
 """
 
 from __future__ import annotations
@@ -32,11 +35,22 @@ class QueueFull(QueueError):
     """The disk is (nearly) full; the client gets 452 4.3.1."""
 
 
+class QueueCorrupt(QueueError):
+    """The database as a whole cannot be read; the text names the file and what an operator does about it."""
+
+
 class RecipientState(StrEnum):
     """Where one recipient stands; see the table above."""
 
     PENDING = "pending"
     HELD = "held"
+
+
+class Action(StrEnum):
+    """What an operator does to a message: all its pending recipients held, or all its held ones due now."""
+
+    HOLD = "hold"
+    RELEASE = "release"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,7 @@ class NewMessage:
     ``leased``: the putting worker owns it at once and delivers from memory; otherwise it is claimed at ``due``.
     ``deferrals`` gives recipients (by number) that were already tried once their first failure.
     ``created`` is wall-clock seconds; ``expires_in`` seconds from now.
+    ``possible_duplicate``: an attempt is in flight, or ended without a reply to its final dot (RFC 1047).
     """
 
     envelope: Envelope
@@ -87,11 +102,15 @@ class NewMessage:
     due: float
     leased: bool
     deferrals: tuple[Deferral, ...] = ()
+    possible_duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to settle one message: row key and fencing token, valid to ``until`` on the boot clock."""
+    """The right to settle one message: row key and fencing token, valid to ``until`` on the boot clock.
+
+    Keys are never used again. A put that was not ``leased`` gives token 0, which settles nothing.
+    """
 
     key: int
     token: int
@@ -100,7 +119,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A message with its lease. ``recipients`` are those pending and due (all of them after a put).
+    """A message with its lease. ``recipients`` are those pending and due; all pending ones when ``expired``.
+
+    ``envelope`` names all recipients still queued; numbers count in the envelope as it was put, so an attempt goes by
+    ``QueuedRecipient.mailbox``.
 
     ``possible_duplicate``: an earlier attempt ended between final dot and reply (the journal names it).
     """
@@ -119,6 +141,7 @@ class Settlement:
     """The whole result of one attempt: finished recipients, deferred ones, reports to put, in one transaction.
 
     The lease ends, unless ``keep`` is set (another attempt for other recipients of the message is still running).
+    ``leased`` of a report counts for nothing: reports wait for the next claim.
     """
 
     lease: Lease
@@ -126,11 +149,15 @@ class Settlement:
     deferred: tuple[Deferral, ...]
     reports: tuple[NewMessage, ...] = ()
     keep: bool = False
+    possible_duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One message as ``relay queue list`` and ``show`` print it. Times are wall-clock seconds."""
+    """One message as ``relay queue list`` and ``show`` print it. Times are wall-clock seconds.
+
+    ``owner`` is empty while nobody holds the lease; ``aside`` says why the entry was set aside, empty otherwise.
+    """
 
     id: QueueId
     sender: str
@@ -139,12 +166,16 @@ class Listed:
     expires: float
     owner: str
     possible_duplicate: bool
+    aside: str
     recipients: tuple[QueuedRecipient, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Depth and age of the queue. ``oldest`` is the wall-clock time of the oldest message, 0 when empty."""
+    """Depth and age of the queue. ``oldest`` is the wall-clock time of the oldest message, 0 when empty.
+
+    ``held`` counts recipients; ``corrupt`` counts entries set aside, which the other figures leave out.
+    """
 
     messages: int
     recipients: int
@@ -155,8 +186,33 @@ class Stats:
     corrupt: int
 
 
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """What a worker found of earlier incarnations of its slot: leases it voided, and who may get a message twice."""
+
+    voided: int
+    duplicates: tuple[QueueId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An entry that could not be read, for the log. ``id`` may be empty when even that was unreadable."""
+
+    key: int
+    id: QueueId
+    reason: str
+
+
 class Store(Protocol):
-    """What SQLite, memory (and later PostgreSQL) do. Every method raises QueueError and nothing else."""
+    """What SQLite, memory (and later PostgreSQL) do. Every method raises QueueError and nothing else.
+
+    A cancelled ``put`` leaves nothing behind: what waits is dropped, what was already in a transaction is waited for
+    and then taken back. A cancelled ``claim`` gives its leases back.
+    """
+
+    async def take_over_slot(self) -> TakeOver:
+        """First call of a worker: void the leases of earlier incarnations of its slot, read their journal."""
+        ...
 
     def open_body(self) -> int:
         """A descriptor of a new unnamed file on the spool's file system, read and write. Raises QueueFull."""
@@ -171,11 +227,30 @@ class Store(Protocol):
         ...
 
     async def claim(self, limit: int) -> tuple[list[Claimed], float | None]:
-        """Lease up to ``limit`` due messages; second value: the boot clock of the next due one, None when none."""
+        """Lease up to ``limit`` due messages, the oldest due first, expired ones included.
+
+        Second value: the boot clock when the next one may become claimable (due, or its lease over); None: nothing
+        waits. Entries that cannot be read are set aside, so fewer than due may come.
+        """
         ...
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease | None]:
         """Extend leases by the configured time; None in the place of each one that was lost."""
+        ...
+
+    async def act(self, queue_id: QueueId, action: Action) -> int:
+        """Hold or release a message; how many recipients changed their state (0: no such message)."""
+        ...
+
+    def mark(self, key: int) -> int:
+        """Journal: the final dot of this message goes out now. Returns the cell to clear; no I/O.
+
+        Raises QueueError when all cells are taken: then the dot must not be sent.
+        """
+        ...
+
+    def clear(self, cell: int) -> None:
+        """Journal: the outcome is known and settled, or the dot was never sent. No I/O."""
         ...
 
     async def stats(self) -> Stats:

@@ -1,0 +1,380 @@
+"""Owns: the way of an accepted message: express or queue, and the reply to the final dot. The only place where 250 for a
+message is said, and the only one where inbound meets outbound.
+
+250 means: every accepted recipient has the next hop's 250, a committed queue row, or a committed report.
+
+==============================================  =================================================================
+the express attempt ends with                   then
+==============================================  =================================================================
+every recipient delivered                       250 delivered
+every recipient refused for good                the next hop's 5xx, no report
+anything else                                   what is left over and the report are committed, then 250 queued
+no answer by the express deadline               committed as in flight, 250 queued; the late answer settles the row
+the commit fails                                451 (452 when the disk is full)
+==============================================  =================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from relay.config.schema import Config
+from relay.mail import reply
+from relay.mail.address import Mailbox, domain_of
+from relay.mail.answer import Answer, Stage
+from relay.mail.content import Content
+from relay.mail.envelope import Envelope, QueueId
+from relay.mail.reply import Kind, OperatorText
+from relay.outbound.lane import Lane
+from relay.outbound.lanes import Lanes
+from relay.outbound.results import Judged, Results, Tried, boot_clock
+from relay.outbound.runner import Delivery, Runner
+from relay.policy.outcome import client_reply
+from relay.policy.route import Route
+from relay.queue.journal import Journal
+from relay.queue.store import Deferral, Lease, NewMessage, QueueError, QueueFull, Settlement, Store
+from relay.telemetry.maillog import MailLog
+from relay.telemetry.metrics import Metrics
+
+Answerer = Callable[[Kind, OperatorText | QueueId], None]
+"""How a session is told what to say. Called exactly once."""
+
+_SESSION_STAGES: Final = frozenset({Stage.CONNECT, Stage.BANNER, Stage.EHLO, Stage.STARTTLS, Stage.AUTH})
+
+
+NO_TEXT: Final = OperatorText("")
+
+
+class Ids:
+    """Queue ids: start of the worker in milliseconds, its slot, a counter; unique over slots and restarts."""
+
+    __slots__ = ("_count", "_prefix")
+
+    def __init__(self, slot: int) -> None:
+        self._prefix = f"{time.time_ns() // 1_000_000:011X}{slot:02X}"
+        self._count = 0
+
+    def next(self) -> QueueId:
+        """A new id: upper-case hexadecimal digits."""
+        self._count += 1
+        return QueueId(f"{self._prefix}{self._count:06X}")
+
+
+class ExpressAttempt:
+    """A message handed straight on (see ``outbound.attempt``). Outlives its session; a drain waits for it."""
+
+    __slots__ = (
+        "_answer", "_answers", "_cell", "_dispatch", "_dot_sent", "_lane", "_others", "_started", "_storing",
+        "body_8bit", "content", "created", "deadline", "delivery", "envelope", "over", "recipients", "sender",
+    )  # fmt: skip
+
+    def __init__(
+        self, dispatch: Dispatch, envelope: Envelope, content: Content, answer: Answerer, lanes: list[Lane]
+    ) -> None:
+        self._dispatch = dispatch
+        self._answer = answer
+        self._lane = lanes[0]
+        self._others = lanes[1:]
+        self._answers: list[Answer] | None = None
+        self._cell = -1
+        self._dot_sent = False
+        self._storing = False
+        self._started = time.monotonic()
+        self.envelope = envelope
+        self.content = content
+        self.sender = envelope.sender
+        self.recipients: Sequence[Mailbox] = envelope.recipients
+        self.body_8bit = envelope.body_8bit
+        self.created = time.time()
+        self.deadline = self._started + dispatch.express_deadline_s
+        self.delivery: Delivery | None = None
+        self.over = False
+
+    def start(self) -> None:
+        """Hand it to its lane."""
+        self._lane.submit(self, express=True)
+
+    def may_finish(self) -> bool:
+        """Express needs no journal: the client's own retry is the record. A message already queued does."""
+        if self.delivery is not None:
+            lease = self.delivery.lease
+            if lease.until - boot_clock() < self._lane.final_reply_timeout_s:
+                return False
+            self._cell = self._dispatch.journal.mark(lease.key)
+        self._dot_sent = True
+        return True
+
+    def done(self, answers: list[Answer], next_hop: str) -> None:
+        """The lane's result."""
+        others = self._others
+        if others and answers[0].stage in _SESSION_STAGES:
+            self._lane = others.pop(0)
+            self._lane.submit(self, express=True)
+            return
+        dispatch = self._dispatch
+        dispatch.metrics.delivery_seconds(next_hop, time.monotonic() - self._started)
+        if self._storing:
+            self._answers = answers  # the row is being committed: settled right after
+        elif self.delivery is not None:
+            self._settle_late(answers)
+        else:
+            self._judge(answers)
+
+    def _judge(self, answers: list[Answer]) -> None:
+        """Nothing was said to the client yet."""
+        self.over = True
+        dispatch, envelope, lane = self._dispatch, self.envelope, self._lane
+        for answer in answers:
+            if answer.stage is not Stage.FINAL or answer.code > 299 or not answer.code:
+                break
+        else:
+            dispatch.results.delivered(
+                envelope.id, envelope.recipients, answers, lane.name, self.content.size, self.created, "express"
+            )
+            dispatch.metrics.express()
+            self.content.close()
+            self._answer(reply.OK_DELIVERED, envelope.id)
+            return
+        tried = [Tried(number, mailbox, 0) for number, mailbox in enumerate(envelope.recipients)]
+        judged = dispatch.results.judge(
+            envelope, tried, answers, lane, self.content.size, self.created, "express", expired=False
+        )
+        if len(judged.failures) == len(tried):
+            self.content.close()
+            self._answer(client_reply(answers), NO_TEXT)
+            return
+        dispatch.background(dispatch.store_rest(self, judged, self._answer))
+
+    def _settle_late(self, answers: list[Answer]) -> None:
+        self.over = True
+        delivery, envelope = self.delivery, self.envelope
+        assert delivery is not None
+        tried = [Tried(number, mailbox, 0) for number, mailbox in enumerate(envelope.recipients)]
+        judged = self._dispatch.results.judge(
+            envelope, tried, answers, self._lane, self.content.size, self.created, "queue", expired=False
+        )
+        self._dispatch.background(self._dispatch.settle_late(delivery, judged, self._cell))
+
+    def late(self) -> None:
+        """The express deadline passed: commit, acknowledge, and let the answer settle the row when it comes."""
+        if self._lane.withdraw(self):
+            self.over = True
+            self._dispatch.queue(self.envelope, self.content, self._answer, "slow")
+            return
+        self._storing = True
+        self._dispatch.background(self._store_late())
+
+    async def _store_late(self) -> None:
+        dispatch = self._dispatch
+        message = dispatch.new_message(self.envelope, self.content, self.created, leased=True, in_flight=True)
+        try:
+            [lease] = await dispatch.store.put([message])
+        except QueueError as error:
+            # Saying 451 now would bring the message a second time while this attempt may still succeed.
+            dispatch.log.alarm("queue_put_failed", id=self.envelope.id, error=str(error))
+            self._storing = False
+            if self._answers is not None:
+                self._judge(self._answers)
+            return
+        self._storing = False
+        self.delivery = Delivery(
+            lease, self.envelope, self.content, self.created, expired=False, possible_duplicate=False
+        )
+        dispatch.runner.keep(self.delivery)
+        if self._dot_sent:
+            self._cell = dispatch.journal.mark(lease.key)
+        dispatch.metrics.late()
+        dispatch.metrics.queued("slow")
+        dispatch.log.queued(self.envelope.id, "slow", self.content.size)
+        self._answer(reply.OK_QUEUED, self.envelope.id)
+        if self._answers is not None:
+            self._settle_late(self._answers)
+
+
+class Dispatch:
+    """Express and queue for one worker."""
+
+    def __init__(
+        self, config: Config, slot: int, store: Store, journal: Journal, lanes: Lanes, log: MailLog, metrics: Metrics
+    ) -> None:
+        self.store = store
+        self.journal = journal
+        self.lanes = lanes
+        self.log = log
+        self.metrics = metrics
+        self.next_id = Ids(slot).next
+        self.open_body = store.open_body
+        self.results = Results(config, log, metrics, self.next_id)
+        self.runner = Runner(config, store, journal, lanes, self.results, log, metrics)
+        self._attempts: deque[ExpressAttempt] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take over a (new) configuration."""
+        self._express = config.delivery.express
+        self.express_deadline_s = config.delivery.express_deadline_s
+        self._expire_s = config.queue.expire_after_s
+        self.results.configure(config)
+        self.runner.configure(config)
+
+    def accept(self, envelope: Envelope, content: Content, answer: Answerer) -> None:
+        """Take a message whose final dot was read; ``content`` is ours from now on. ``answer`` may be called at once."""
+        if self._express and not self._draining:
+            route = self._common_route(envelope.recipients)
+            if route is not None:
+                lanes = self.lanes.candidates(route)
+                if lanes[0].has_room():
+                    attempt = ExpressAttempt(self, envelope, content, answer, lanes)
+                    self._attempts.append(attempt)
+                    attempt.start()
+                    return
+                self.queue(envelope, content, answer, "busy" if lanes[0].up else "down")
+                return
+            self.queue(envelope, content, answer, "routes")
+            return
+        self.queue(envelope, content, answer, "draining" if self._draining else "durable")
+
+    def _common_route(self, recipients: Sequence[Mailbox]) -> Route | None:
+        route = self.lanes.of(domain_of(recipients[0]))
+        for mailbox in recipients[1:]:
+            if self.lanes.of(domain_of(mailbox)) is not route:
+                return None
+        return route
+
+    def sweep(self) -> None:
+        """Find express attempts past their deadline; it is the same for all, so the oldest stand in front."""
+        now = time.monotonic()
+        attempts = self._attempts
+        while attempts and (attempts[0].over or attempts[0].deadline <= now):
+            attempt = attempts.popleft()
+            if not attempt.over:
+                attempt.late()
+
+    # --- the queue -----------------------------------------------------------------------------------------------------
+
+    def queue(self, envelope: Envelope, content: Content, answer: Answerer, reason: str) -> None:
+        """Commit, then acknowledge."""
+        self.background(self._store(envelope, content, answer, reason))
+
+    def new_message(
+        self, envelope: Envelope, content: Content, created: float, *, leased: bool, in_flight: bool = False
+    ) -> NewMessage:
+        """A message as it came in, nobody served yet."""
+        due = boot_clock()
+        if not leased:
+            route = self.lanes.of(domain_of(envelope.recipients[0]))
+            if route is not None:
+                lane = self.lanes.candidates(route)[0]
+                if not lane.up:
+                    due += max(0.0, lane.retry_at - lane.now())
+        return NewMessage(
+            envelope=envelope,
+            content=content,
+            created=created,
+            expires_in=self._expire_s,
+            due=due,
+            leased=leased,
+            possible_duplicate=in_flight,
+        )
+
+    async def _store(self, envelope: Envelope, content: Content, answer: Answerer, reason: str) -> None:
+        created = time.time()
+        leased = reason != "down" and self.runner.has_room(content)
+        lease = await self._put([self.new_message(envelope, content, created, leased=leased)], envelope.id, answer)
+        if lease is None:
+            content.close()
+            return
+        self.metrics.queued(reason)
+        self.log.queued(envelope.id, reason, content.size)
+        answer(reply.OK_QUEUED, envelope.id)
+        if leased:
+            self.runner.take(lease, envelope, content, created)
+        else:
+            content.close()
+            self.runner.wake()
+
+    async def _put(self, messages: Sequence[NewMessage], queue_id: QueueId, answer: Answerer) -> Lease | None:
+        """Commit and give the first one's lease; on failure the client is told, and None comes back."""
+        try:
+            leases = await self.store.put(messages)
+        except QueueFull as error:
+            self.log.alarm("queue_full", id=queue_id, error=str(error))
+            answer(reply.QUEUE_FULL, NO_TEXT)
+            return None
+        except QueueError as error:
+            self.log.alarm("queue_put_failed", id=queue_id, error=str(error))
+            answer(reply.QUEUE_FAILED, NO_TEXT)
+            return None
+        return leases[0]
+
+    async def store_rest(self, attempt: ExpressAttempt, judged: Judged, answer: Answerer) -> None:
+        """After a mixed result: what is left over and the report, in one transaction, before the 250."""
+        envelope, content = attempt.envelope, attempt.content
+        messages: list[NewMessage] = []
+        if judged.deferred:
+            left = [envelope.recipients[d.number] for d in judged.deferred]
+            renumbered = tuple(_renumbered(number, d) for number, d in enumerate(judged.deferred))
+            messages.append(
+                NewMessage(
+                    envelope=replace(envelope, recipients=tuple(left)),
+                    content=content,
+                    created=attempt.created,
+                    expires_in=self._expire_s,
+                    due=min(d.due for d in judged.deferred),
+                    leased=False,
+                    deferrals=renumbered,
+                    possible_duplicate=judged.unknown,
+                )
+            )
+        messages += self.results.report(envelope, content, attempt.created, judged.failures)
+        if messages and await self._put(messages, envelope.id, answer) is None:
+            content.close()
+            return
+        content.close()
+        if judged.deferred:
+            self.metrics.queued("deferred")
+            self.log.queued(envelope.id, "deferred", content.size)
+            answer(reply.OK_QUEUED, envelope.id)
+        else:
+            self.metrics.express()
+            answer(reply.OK_DELIVERED, envelope.id)
+        self.runner.wake()
+
+    async def settle_late(self, delivery: Delivery, judged: Judged, cell: int) -> None:
+        """The late answer settles the row that was committed as in flight."""
+        reports = self.results.report(delivery.envelope, delivery.content, delivery.created, judged.failures)
+        delivery.open = len(judged.deferred)
+        settlement = Settlement(
+            delivery.lease, judged.finished, judged.deferred, reports, possible_duplicate=judged.unknown
+        )
+        await self.runner.settle(delivery, settlement, cell)
+
+    # --- upkeep --------------------------------------------------------------------------------------------------------
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` to its end, whatever becomes of the session."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def busy(self) -> bool:
+        """True while anything acknowledged or about to be is in memory only, or under way."""
+        return bool(self._tasks) or self.lanes.busy or self.runner.busy
+
+    def drain(self) -> None:
+        """Everything new goes to the queue; nothing more is claimed."""
+        self._draining = True
+        self.lanes.drain()
+        self.runner.drain()
+
+
+def _renumbered(number: int, deferral: Deferral) -> Deferral:
+    return replace(deferral, number=number)

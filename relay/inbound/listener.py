@@ -1,0 +1,124 @@
+"""Owns: one listener: what its sessions share, the sockets' servers, the sweep that ends sessions past their deadline.
+
+Values that a reload may change are attributes read at each use, so open sessions follow the new configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from relay.config import schema
+from relay.config.schema import Config, Role
+from relay.directory.snapshot import Directory
+from relay.dispatch import Dispatch
+from relay.hub.client import HubClient
+from relay.inbound.receiver import Limits
+from relay.inbound.transaction import Rules
+from relay.mail.reply import Kind
+from relay.mail.trace import date
+from relay.telemetry.maillog import MailLog
+from relay.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from relay.inbound.wire import Wire
+
+SWEEP_S: Final = 0.5
+"""How often deadlines are looked at; a session ends at most this much late."""
+
+
+class Listener:
+    """What all sessions of one ``[[listener]]`` share."""
+
+    def __init__(
+        self,
+        listener: schema.Listener,
+        config: Config,
+        *,
+        directory: Directory,
+        dispatch: Dispatch,
+        hub: HubClient,
+        log: MailLog,
+        metrics: Metrics,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self.name = listener.name
+        self.directory = directory
+        self.dispatch = dispatch
+        self.hub = hub
+        self.log = log
+        self.metrics = metrics
+        self.sessions: set[Wire] = set()
+        self.draining = False
+        self.clock = time.monotonic
+        self.now = time.monotonic()
+        self.next_id = dispatch.next_id
+        self._softened: dict[Kind, Kind] = {}
+        self._date = ""
+        self._date_until = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.configure(listener, config, tls)
+
+    def configure(self, listener: schema.Listener, config: Config, tls: ssl.SSLContext | None) -> None:
+        """Take over a (new) configuration."""
+        limits = config.limits
+        self.hostname = config.server.hostname
+        self.soft_bounce = config.server.soft_bounce
+        self.tls = tls
+        self.implicit_tls = listener.role is Role.SUBMISSIONS
+        self.require_tls = listener.role is Role.SUBMISSION or listener.require_tls
+        self.require_auth = listener.role is not Role.MX
+        self.errors = limits.errors or -1
+        self.command_timeout_s = limits.command_timeout_s
+        self.data_timeout_s = limits.data_timeout_s
+        self.handshake_timeout_s = limits.tls_handshake_timeout_s
+        self.rules = Rules.of(config)
+        self.receive = Limits(
+            limits.message_octets, limits.header_octets, config.content.line_endings, self.rules.header
+        )
+        self.banner = f"220 {self.hostname} ESMTP\r\n".encode("ascii")
+        offers = ["PIPELINING", f"SIZE {limits.message_octets}", "8BITMIME", "ENHANCEDSTATUSCODES"]
+        self.ehlo_in_tls = self._ehlo(offers)
+        self.ehlo = self._ehlo([*offers, "STARTTLS"] if tls is not None else offers)
+
+    def _ehlo(self, offers: list[str]) -> bytes:
+        lines = [f"250-{text}" for text in (self.hostname, *offers[:-1])]
+        return "\r\n".join([*lines, f"250 {offers[-1]}", ""]).encode("ascii")
+
+    def softened(self, kind: Kind) -> Kind:
+        """The 4xx twin of a 5xx (row O12), made once for each of the relay's own kinds."""
+        soft = self._softened.get(kind)
+        if soft is None:
+            soft = kind.softened()
+            if len(self._softened) < 256:  # the relay's own kinds are fewer; next hops' are made anew each time
+                self._softened[kind] = soft
+        return soft
+
+    def date(self) -> str:
+        """The date of the trace header, made once a second."""
+        now = time.time()
+        if now >= self._date_until:
+            self._date = date(now, time.localtime(now).tm_gmtoff)
+            self._date_until = int(now) + 1.0
+        return self._date
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` to its end; kept alive here."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def sweep(self) -> None:
+        """Advance the coarse clock and end sessions past their deadline; the worker calls this every SWEEP_S."""
+        self.now = now = self.clock()
+        for session in [s for s in self.sessions if s.deadline < now]:
+            session.expire()
+
+    def drain(self) -> None:
+        """Say 421 to whoever is idle; the others end after what they wait for."""
+        self.draining = True
+        for session in list(self.sessions):
+            session.drain()

@@ -1,0 +1,311 @@
+"""Owns: what SMTP commands mean (RFC 5321 §4.1): order, parameters, replies; one session's transaction.
+
+Facts come from ``inbound.transaction``, decisions from ``policy``, and 250 for a message only from ``dispatch``. Octets,
+deadlines and TLS are ``inbound.wire``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from relay.inbound.parameters import MAIL_PREFIX, PLAIN_MAIL, PLAIN_RCPT, RCPT_PREFIX, mail_parameters
+from relay.inbound.receiver import Receiver
+from relay.inbound.transaction import Transaction
+from relay.inbound.wire import NO_TEXT, Wire
+from relay.mail import reply
+from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, is_relay_form, parse_path
+from relay.mail.envelope import Envelope, QueueId
+from relay.mail.reply import Kind, OperatorText
+from relay.mail.trace import Origin, helo_text, origin, received
+from relay.policy.verdict import Verdict
+
+if TYPE_CHECKING:
+    from relay.inbound.listener import Listener
+
+HELO_OCTETS: Final = 255
+
+_FAULTS: Final = {
+    AddressFault.NON_ASCII: reply.NOT_UTF8,
+    AddressFault.SOURCE_ROUTE: reply.RELAY_FORM,
+}
+
+
+class Session(Wire):
+    """One SMTP session. Made by its listener for each accepted socket."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener)
+        self.helo = ""
+        self.protocol = "SMTP"
+        self._origin = Origin("")
+        self._transaction: Transaction | None = None
+        self._queue_id = QueueId("")
+        self._final_dot = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """True when no transaction is open."""
+        return self._transaction is None
+
+    def forget(self) -> None:
+        """Everything said in the clear is void."""
+        self.helo = ""
+        self._transaction = None
+
+    # --- commands ------------------------------------------------------------------------------------------------------
+
+    def command(self, line: bytes) -> None:
+        """One command line."""
+        verb = line[:4].upper()
+        if verb == b"RCPT":
+            self._rcpt(line)
+        elif verb == b"MAIL":
+            self._mail(line)
+        elif verb == b"DATA":
+            self._data(line)
+        else:
+            word, _, argument = line.partition(b" ")
+            handler = self._COMMANDS.get(word.upper())
+            if handler is None:
+                self.say(reply.UNKNOWN_COMMAND)
+            else:
+                handler(self, argument.strip(b" "))
+
+    def _hello(self, argument: bytes, protocol: str) -> bool:
+        if not argument or len(argument) > HELO_OCTETS or not argument.isascii() or not argument.decode().isprintable():
+            self.say(reply.BAD_HELO)
+            return False
+        self.helo = helo_text(argument.decode("ascii"))
+        self._origin = origin(self.helo, "", self.address)
+        self.protocol = protocol
+        self._transaction = None  # RFC 5321 §4.1.4: EHLO acts like RSET
+        return True
+
+    def _ehlo(self, argument: bytes) -> None:
+        if self._hello(argument, "ESMTPS" if self.tls else "ESMTP"):
+            self.listener.metrics.replied(reply.OK_EHLO)
+            self._out.append(self.listener.ehlo_in_tls if self.tls else self.listener.ehlo)
+
+    def _helo(self, argument: bytes) -> None:
+        if self._hello(argument, "SMTP"):
+            self.say(reply.OK_HELO, text=OperatorText(self.listener.hostname))
+
+    def _mail(self, line: bytes) -> None:
+        listener = self.listener
+        if not self.helo:
+            self.say(reply.NEED_HELO)
+            return
+        if self._transaction is not None:
+            self.say(reply.NESTED_MAIL)
+            return
+        if listener.require_tls and not self.tls:
+            self.say(reply.NEED_TLS)
+            return
+        if listener.require_auth:
+            self.say(reply.NEED_AUTH)
+            return
+        body_8bit = False
+        found = PLAIN_MAIL(line)
+        if found is not None:
+            mailbox = Mailbox(found[1].decode("ascii")) if found[1] else NULL_SENDER
+        else:
+            prefix = MAIL_PREFIX(line)
+            if prefix is None:
+                self.say(reply.BAD_ARGUMENTS)
+                return
+            path, words = parse_path(line[prefix.end() :])
+            if isinstance(path, AddressFault):
+                self.say(_FAULTS.get(path, reply.BAD_SENDER))
+                return
+            mailbox = path
+            parameters = mail_parameters(words)
+            if isinstance(parameters, Kind):
+                self.say(parameters)
+                return
+            if parameters.size > listener.receive.message_octets:
+                self.say(reply.MESSAGE_TOO_BIG)
+                return
+            body_8bit = parameters.body_8bit
+        transaction = Transaction(mailbox, body_8bit, self.trusted, listener.rules, listener.directory)
+        verdict = transaction.judge_sender()
+        if verdict is not None:
+            self._shadows(verdict, "MAIL", mailbox, None)
+            if verdict.kind is not None:
+                self._reject(verdict, "MAIL", mailbox, mailbox, None)
+                return
+        self._transaction = transaction
+        self.say(reply.OK_MAIL)
+
+    def _rcpt(self, line: bytes) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            self.say(reply.NEED_MAIL if self.helo else reply.NEED_HELO)
+            return
+        relay_form = False
+        found = PLAIN_RCPT(line)
+        if found is not None:
+            mailbox = Mailbox(found[1].decode("ascii"))
+        else:
+            prefix = RCPT_PREFIX(line)
+            if prefix is None:
+                self.say(reply.BAD_ARGUMENTS)
+                return
+            path, words = parse_path(line[prefix.end() :])
+            if isinstance(path, AddressFault):
+                self.say(_FAULTS.get(path, reply.BAD_RECIPIENT))
+                return
+            if path == NULL_SENDER:
+                self.say(reply.BAD_RECIPIENT)
+                return
+            if words:
+                self.say(reply.BAD_PARAMETER)
+                return
+            mailbox = path
+            if "@" not in mailbox:  # RFC 5321 §4.5.1
+                mailbox = self.listener.rules.postmaster or mailbox
+            relay_form = is_relay_form(mailbox)
+        verdict = transaction.judge_recipient(mailbox, relay_form)
+        if verdict.shadow:
+            self._shadows(verdict, "RCPT", transaction.sender, mailbox)
+        if verdict.kind is not None:
+            named = transaction.sender if verdict.kind is reply.SENDER_RESTRICTED else mailbox
+            self._reject(verdict, "RCPT", named, transaction.sender, mailbox)
+            return
+        transaction.recipients.append(mailbox)
+        self.say(reply.OK_RCPT)
+
+    def _reject(self, verdict: Verdict, stage: str, named: Mailbox, sender: Mailbox, recipient: Mailbox | None) -> None:
+        kind = verdict.kind
+        assert kind is not None
+        listener = self.listener
+        if listener.soft_bounce:
+            kind = listener.softened(kind)
+        listener.log.reject(
+            self.client, stage, kind.line(named, verdict.text), kind.reason, verdict.rule,
+            sender, recipient, self.protocol, self.helo,
+        )  # fmt: skip
+        self.say(kind, named, verdict.text)
+
+    def _shadows(self, verdict: Verdict, stage: str, sender: Mailbox, recipient: Mailbox | None) -> None:
+        """Rules in mode = "log": said in the log and counted, not to the client."""
+        for shadow in verdict.shadow:
+            assert shadow.kind is not None
+            named = sender if recipient is None or shadow.kind is reply.SENDER_RESTRICTED else recipient
+            self.listener.log.reject(
+                self.client, stage, shadow.kind.line(named, shadow.text), shadow.kind.reason, shadow.rule,
+                sender, recipient, self.protocol, self.helo, enforced=False,
+            )  # fmt: skip
+            self.listener.metrics.shadow(shadow.kind)
+
+    def _data(self, line: bytes) -> None:
+        transaction = self._transaction
+        if len(line) != 4:
+            self.say(reply.UNKNOWN_COMMAND if line[4:5].strip() else reply.BAD_ARGUMENTS)
+        elif transaction is None:
+            self.say(reply.NEED_MAIL if self.helo else reply.NEED_HELO)
+        elif not transaction.recipients:
+            self.say(reply.NO_VALID_RCPT)
+        else:
+            listener = self.listener
+            self._queue_id = listener.next_id()
+            only = transaction.recipients[0] if len(transaction.recipients) == 1 else None
+            trace = received(self._origin, listener.hostname, self.protocol, self._queue_id, only, listener.date())
+            self.receiver = Receiver(listener.receive, trace, transaction.trusted, listener.dispatch.open_body)
+            self.say(reply.START_DATA)
+
+    def message_complete(self, receiver: Receiver) -> None:
+        """The final dot was read."""
+        self.receiver = None
+        listener, transaction = self.listener, self._transaction
+        assert transaction is not None
+        self._transaction = None
+        if receiver.removed:
+            listener.log.header_removed(self._queue_id, receiver.removed, len(receiver.removed))
+            listener.metrics.headers_removed(len(receiver.removed))
+        content = receiver.finish()
+        if isinstance(content, Kind):
+            listener.log.reject(
+                self.client, "END-OF-MESSAGE", content.line(), content.reason, content.reason,
+                transaction.sender, None, self.protocol, self.helo,
+            )  # fmt: skip
+            self.say(content)
+            return
+        envelope = Envelope(
+            self._queue_id,
+            transaction.sender,
+            tuple(transaction.recipients),
+            transaction.body_8bit,
+            listener.name,
+            self.client,
+        )
+        listener.log.received(
+            envelope.id, self.client, listener.name, envelope.sender, len(envelope.recipients),
+            content.size, self.protocol, self.helo, self.tls,
+        )  # fmt: skip
+        listener.metrics.received(listener.name, content.size)
+        self.messages += 1
+        self.busy = True
+        self.deadline = float("inf")  # dispatch answers in bounded time
+        self._final_dot = listener.clock()
+        listener.dispatch.accept(envelope, content, self._answered)
+
+    def _answered(self, kind: Kind, text: OperatorText | QueueId = NO_TEXT) -> None:
+        """Dispatch knows what to say."""
+        listener = self.listener
+        listener.metrics.accepted(listener.clock() - self._final_dot)
+        if self.closed:
+            return
+        self.busy = False
+        self.say(kind, text=text)
+        self.answered()
+
+    def _rset(self, argument: bytes) -> None:
+        if argument:
+            self.say(reply.BAD_ARGUMENTS)
+            return
+        self._transaction = None
+        self.say(reply.OK_RSET)
+
+    def _noop(self, argument: bytes) -> None:
+        self.say(reply.OK_NOOP)
+
+    def _vrfy(self, argument: bytes) -> None:
+        self.say(reply.VRFY_UNSURE if argument else reply.BAD_ARGUMENTS)
+
+    def _expn(self, argument: bytes) -> None:
+        self.say(reply.NOT_IMPLEMENTED)
+
+    def _help(self, argument: bytes) -> None:
+        self.say(reply.HELP)
+
+    def _quit(self, argument: bytes) -> None:
+        if argument:
+            self.say(reply.BAD_ARGUMENTS)
+        else:
+            self.end(reply.BYE)
+
+    def _starttls(self, argument: bytes) -> None:
+        if argument:
+            self.say(reply.BAD_ARGUMENTS)
+        elif self.tls:
+            self.say(reply.TLS_ACTIVE)
+        elif not self.helo:
+            self.say(reply.NEED_HELO)
+        elif self.listener.tls is None:
+            self.say(reply.TLS_UNAVAILABLE)
+        else:
+            self.say(reply.START_TLS)
+            self.upgrade()
+
+    _COMMANDS: Final[dict[bytes, Callable[[Session, bytes], None]]] = {
+        b"EHLO": _ehlo,
+        b"HELO": _helo,
+        b"RSET": _rset,
+        b"NOOP": _noop,
+        b"QUIT": _quit,
+        b"STARTTLS": _starttls,
+        b"VRFY": _vrfy,
+        b"EXPN": _expn,
+        b"HELP": _help,
+    }

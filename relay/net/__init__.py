@@ -1,0 +1,1 @@
+"""What the network needs that is not SMTP: TLS, later DNS."""

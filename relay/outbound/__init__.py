@@ -1,0 +1,1 @@
+"""Mail going out: one lane for each next hop, its connections, and the attempts that run on them."""

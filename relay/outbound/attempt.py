@@ -1,0 +1,27 @@
+"""Owns: what a lane asks of whoever gives it a message to deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from relay.mail.address import Mailbox
+from relay.mail.answer import Answer
+from relay.mail.content import Content
+
+
+class Attempt(Protocol):
+    """One message for one next hop. Implemented by ``dispatch`` (express) and ``outbound.runner`` (queue)."""
+
+    sender: Mailbox
+    recipients: Sequence[Mailbox]
+    content: Content
+    body_8bit: bool
+
+    def may_finish(self) -> bool:
+        """Asked just before the final dot leaves; False breaks the delivery off without it (lost or short lease)."""
+        ...
+
+    def done(self, answers: list[Answer], next_hop: str) -> None:
+        """The result, one answer for each recipient, in their order. Called exactly once; never raises."""
+        ...

@@ -1,0 +1,327 @@
+"""Owns: the SMTP transaction towards a next hop, pipelined (RFC 2920), on a connection that is already open.
+
+One message at a time. It returns one answer for each recipient and never raises for a refusal; after any error the
+connection is closed. It must not judge answers (``policy.outcome`` does) nor choose what to send next (the lane does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from relay.mail.answer import Answer, Stage
+from relay.outbound.attempt import Attempt
+
+if TYPE_CHECKING:
+    from relay.outbound.lane import Lane
+
+REPLY_OCTETS: Final = 64 * 1024
+"""A next hop that says more than this in one reply is cut off."""
+TEXT_OCTETS: Final = 200
+
+_ENHANCED: Final = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
+
+
+class Capabilities(NamedTuple):
+    """What the next hop offered in EHLO. ``size``: largest message in octets, 0 when it named none."""
+
+    pipelining: bool
+    size_extension: bool
+    size: int
+    eight_bit: bool
+    tls: str
+
+
+def split_text(lines: str) -> tuple[str, str]:
+    """The text of a reply as (enhanced code or "", rest as printable ASCII of at most 200 octets)."""
+    enhanced = ""
+    found = _ENHANCED.match(lines)
+    if found is not None:
+        enhanced, lines = found[1], lines[found.end() :]
+    return enhanced, "".join(c if " " <= c <= "~" else " " if c in "\r\n\t" else "?" for c in lines[:TEXT_OCTETS])
+
+
+class Connection(asyncio.Protocol):
+    """An open connection that has said EHLO (and STARTTLS)."""
+
+    __slots__ = (
+        "_accepted",
+        "_answers",
+        "_buffer",
+        "_lines",
+        "_mail",
+        "_next",
+        "_paused",
+        "_pieces",
+        "_reset",
+        "_steps",
+        "_unanswered",
+        "attempt",
+        "capabilities",
+        "deadline",
+        "idle_since",
+        "lane",
+        "opened",
+        "transport",
+        "uses",
+    )
+
+    def __init__(self, lane: Lane, transport: Any, capabilities: Capabilities, now: float) -> None:
+        self.lane = lane
+        self.transport = transport
+        self.capabilities = capabilities
+        self.opened = now
+        self.idle_since = now
+        self.deadline = float("inf")
+        self.uses = 0
+        self.attempt: Attempt | None = None
+        self._buffer = b""
+        self._lines: list[str] = []
+        self._steps: list[tuple[Stage, bytes]] = []
+        self._next = 0
+        self._answers: list[Answer | None] = []
+        self._accepted = 0
+        self._mail: Answer | None = None
+        self._unanswered = False
+        self._reset = False
+        self._pieces: Iterator[bytes] | None = None
+        self._paused = False
+
+    # --- one transaction -----------------------------------------------------------------------------------------------
+
+    def start(self, attempt: Attempt, now: float) -> None:
+        """Send the envelope; the rest follows from the replies."""
+        self.attempt = attempt
+        self.uses += 1
+        self._unanswered = True
+        self._accepted = 0
+        self._mail = None
+        self._next = 0
+        self._answers = [None] * len(attempt.recipients)
+        capabilities = self.capabilities
+        mail = f"MAIL FROM:<{attempt.sender}>"
+        if capabilities.size_extension:
+            mail += f" SIZE={attempt.content.size}"
+        if capabilities.eight_bit and attempt.body_8bit:
+            mail += " BODY=8BITMIME"
+        steps = [(Stage.MAIL, f"{mail}\r\n".encode("ascii"))]
+        steps += [(Stage.RCPT, f"RCPT TO:<{recipient}>\r\n".encode("ascii")) for recipient in attempt.recipients]
+        steps.append((Stage.DATA, b"DATA\r\n"))
+        if self._reset:
+            self._reset = False
+            steps.insert(0, (Stage.EHLO, b"RSET\r\n"))
+        self._steps = steps
+        self.deadline = now + self.lane.command_timeout_s
+        if capabilities.pipelining:
+            self.transport.write(b"".join([octets for _, octets in steps]))
+        else:
+            self.transport.write(steps[0][1])
+
+    def data_received(self, data: bytes) -> None:
+        """Octets from the next hop: whole replies are handled, the rest waits."""
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        position = 0
+        while True:
+            end = data.find(b"\n", position)
+            if end < 0:
+                break
+            line = data[position:end]
+            position = end + 1
+            if not self._line(line):
+                return
+        self._buffer = data[position:]
+        if len(self._buffer) > REPLY_OCTETS:
+            self._fail("reply too long")
+
+    def _line(self, line: bytes) -> bool:
+        """One line of a reply; False when the connection is not to be read any more."""
+        if self.attempt is None:  # unsolicited, e.g. 421 before an idle connection is closed (RFC 5321 §3.8)
+            self.close()
+            return False
+        if line[3:4] == b"-":
+            if len(self._lines) * TEXT_OCTETS > REPLY_OCTETS:
+                self._fail("reply too long")
+                return False
+            self._lines.append(line[4:].decode("ascii", "replace").strip())
+            return True
+        digits = line[:3]
+        if not (digits.isdigit() and len(digits) == 3 and b"2" <= digits[:1] <= b"5"):
+            self._fail("malformed reply")
+            return False
+        text = line[4:].decode("ascii", "replace").strip()
+        if self._lines:
+            first = _ENHANCED.match(self._lines[0])
+            more = [x.removeprefix(first[0]) if first else x for x in (*self._lines[1:], text)]
+            text = " ".join((self._lines[0], *more))
+            self._lines = []
+        return self._reply(int(digits), text)
+
+    def _reply(self, code: int, text: str) -> bool:
+        stage = self._steps[self._next][0] if self._next < len(self._steps) else Stage.FINAL
+        self._unanswered = False
+        if code == 421:
+            enhanced, words = split_text(text)
+            self._settle(Answer(stage, code, enhanced, words))
+            self.close()
+            return False
+        match stage:
+            case Stage.MAIL:
+                if not 200 <= code <= 299:
+                    self._mail = self._answer(stage, code, text)
+            case Stage.RCPT:
+                index = self._next - (len(self._steps) - 1 - len(self._answers))
+                if 200 <= code <= 299:
+                    self._accepted += 1
+                else:
+                    self._answers[index] = self._answer(stage, code, text)
+            case Stage.DATA:
+                return self._data_reply(code, text)
+            case Stage.FINAL:
+                self._finish(self._answer(stage, code, text))
+                return self.attempt is not None or not self.transport.is_closing()
+            case _:
+                pass
+        self._next += 1
+        return self._go_on()
+
+    def _go_on(self) -> bool:
+        """The next command, when the next hop takes one at a time; or the end when there is no point in it."""
+        if self.capabilities.pipelining:
+            return True
+        if self._mail is not None:
+            self._finish(self._mail)
+            return True
+        stage, octets = self._steps[self._next]
+        if stage is Stage.DATA and not self._accepted:
+            self._reset = True
+            self._finish(Answer(Stage.RCPT, 0, "", "no recipient was accepted"))
+            return True
+        self.deadline = self.lane.now() + self.lane.command_timeout_s
+        self.transport.write(octets)
+        return True
+
+    def _data_reply(self, code: int, text: str) -> bool:
+        self._next += 1
+        answer = self._mail or self._answer(Stage.DATA, code, text)
+        if code != 354:
+            self._reset = True
+            if answer.code < 300:
+                answer = Answer(Stage.DATA, 0, "", f"unexpected reply {code} to DATA")
+            self._finish(answer)
+            return True
+        if self._mail is not None:  # refused, yet it wants data: nothing that follows could be trusted
+            self._settle(self._mail)
+            self.close()
+            return False
+        if not self._accepted:  # RFC 2920 §3.1: DATA was sent along, the lone dot ends it
+            self._mail = Answer(Stage.RCPT, 0, "", "no recipient was accepted")
+            self.transport.write(b".\r\n")
+            return True
+        return self._send_body()
+
+    def _send_body(self) -> bool:
+        attempt = self.attempt
+        assert attempt is not None
+        memory = attempt.content.memory
+        self.deadline = self.lane.now() + self.lane.final_reply_timeout_s
+        if memory is not None:
+            if not attempt.may_finish():
+                self._fail("broken off before the final dot: the lease is lost or too short")
+                return False
+            self.transport.write(memory + b".\r\n")
+            return True
+        self._pieces = attempt.content.chunks()
+        return self._pump()
+
+    def _pump(self) -> bool:
+        """Send pieces of a body file as long as the transport takes them."""
+        attempt, pieces = self.attempt, self._pieces
+        assert attempt is not None
+        assert pieces is not None
+        try:
+            while not self._paused:
+                piece = next(pieces, None)
+                if piece is None:
+                    self._pieces = None
+                    if not attempt.may_finish():
+                        self._fail("broken off before the final dot: the lease is lost or too short")
+                        return False
+                    self.transport.write(b".\r\n")
+                    return True
+                self.transport.write(piece)
+        except OSError as error:
+            self._fail(f"message body cannot be read: {error.strerror or error}")
+            return False
+        return True
+
+    def pause_writing(self) -> None:
+        """The next hop takes no more for now."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It takes more."""
+        self._paused = False
+        if self._pieces is not None:
+            self.deadline = self.lane.now() + self.lane.final_reply_timeout_s
+            self._pump()
+
+    def _answer(self, stage: Stage, code: int, text: str) -> Answer:
+        enhanced, words = split_text(text)
+        return Answer(stage, code, enhanced, words)
+
+    def _finish(self, answer: Answer) -> None:
+        """The transaction is over and the connection can be used again."""
+        self._settle(self._mail or answer)
+        self.lane.released(self)
+
+    def _settle(self, answer: Answer) -> None:
+        """Give the attempt its answers: ``answer`` for every recipient that has none of its own."""
+        attempt, self.attempt = self.attempt, None
+        self.deadline = float("inf")
+        if attempt is not None:
+            self.lane.answered(answer)
+            attempt.done([given or answer for given in self._answers], self.lane.name)
+
+    def _fail(self, text: str) -> None:
+        """Nothing can be said any more: code 0 for whoever has no answer yet."""
+        stage = self._steps[self._next][0] if self._next < len(self._steps) else Stage.FINAL
+        if stage is Stage.FINAL and self._pieces is not None:
+            stage = Stage.DATA  # the dot was not sent
+        if text.startswith("broken off"):
+            stage = Stage.DATA
+        self._settle(Answer(stage, 0, "", text))
+        self._pieces = None
+        self.lane.forget(self)
+        self.transport.abort()
+
+    # --- the connection ------------------------------------------------------------------------------------------------
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The next hop is gone. On a reused connection that said nothing, the message simply takes another one."""
+        self.lane.forget(self)
+        if self.attempt is None:
+            return
+        if self._unanswered and self.uses > 1:
+            attempt, self.attempt = self.attempt, None
+            self.lane.again(attempt)
+            return
+        self._fail(f"connection lost: {error}" if error else "connection lost")
+
+    def expire(self) -> None:
+        """The lane's sweep found no answer by the deadline."""
+        self._fail("timed out waiting for an answer")
+
+    def close(self) -> None:
+        """Leave without ceremony."""
+        self.lane.forget(self)
+        self.transport.close()
+
+    def quit(self) -> None:
+        """Leave an idle connection as RFC 5321 §4.1.1.10 asks."""
+        self.lane.forget(self)
+        if not self.transport.is_closing():
+            self.transport.write(b"QUIT\r\n")
+            self.transport.close()

@@ -1,0 +1,112 @@
+"""Owns: opening a connection to a next hop by aiosmtplib: TCP, greeting, EHLO, STARTTLS. Then the transport is taken over.
+
+The library's client speaks one command at a time and copies messages; its transaction is replaced by ``outbound.client``,
+set onto its transport while no reply is pending.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import aiosmtplib
+from aiosmtplib import SMTP
+
+from relay.mail.answer import Answer, Stage
+from relay.outbound.client import Capabilities, Connection, split_text
+
+if TYPE_CHECKING:
+    from relay.outbound.lane import Lane
+
+
+class ConnectFailed(Exception):
+    """No connection; ``answer`` says at which stage and why."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.text)
+        self.answer = answer
+
+
+class TlsFailed(ConnectFailed):
+    """STARTTLS was offered and did not work; opportunistic TLS goes on without it."""
+
+
+def tls_context(policy: Literal["off", "opportunistic", "verified"]) -> ssl.SSLContext | None:
+    """The client side of STARTTLS. Opportunistic TLS takes any certificate: it is no worse than clear text."""
+    if policy == "off":
+        return None
+    context = ssl.create_default_context()
+    if policy == "opportunistic":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def connect(lane: Lane, context: ssl.SSLContext | None, *, required: bool) -> Connection:
+    """A connection that is ready for MAIL. Raises ConnectFailed (TlsFailed for STARTTLS)."""
+    hop = lane.next_hop
+    client = SMTP(
+        hostname=hop.host, port=hop.port, timeout=lane.connect_timeout_s, use_tls=False, start_tls=False,
+        local_hostname=lane.hostname, tls_context=context,
+    )  # fmt: skip
+    stage = Stage.CONNECT
+    try:
+        await client.connect()
+        stage = Stage.EHLO
+        await _hello(client, lane)
+        if context is not None and client.supports_extension("starttls"):
+            stage = Stage.STARTTLS
+            await client.starttls(server_hostname=hop.host, tls_context=context, timeout=lane.command_timeout_s)
+            stage = Stage.EHLO
+            await _hello(client, lane)
+        elif required:
+            raise TlsFailed(Answer(Stage.STARTTLS, 0, "", "TLS is required and not offered"))
+    except aiosmtplib.SMTPResponseException as error:
+        client.close()
+        if isinstance(error, aiosmtplib.SMTPConnectResponseError):
+            stage = Stage.BANNER
+        enhanced, text = split_text(error.message)
+        code = error.code if 200 <= error.code <= 599 else 0
+        raise _failed(stage)(Answer(stage, code, enhanced, text)) from error
+    except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:
+        client.close()
+        raise _failed(stage)(Answer(stage, 0, "", split_text(str(error) or type(error).__name__)[1])) from error
+    except ConnectFailed:
+        client.close()
+        raise
+    return _take_over(lane, client)
+
+
+def _failed(stage: Stage) -> type[ConnectFailed]:
+    return TlsFailed if stage is Stage.STARTTLS else ConnectFailed
+
+
+async def _hello(client: SMTP, lane: Lane) -> None:
+    try:
+        await client.ehlo(hostname=lane.hostname, timeout=lane.command_timeout_s)
+    except aiosmtplib.SMTPHeloError as error:
+        if error.code not in (500, 502):  # RFC 5321 §3.2: an old server that knows HELO only
+            raise
+        await client.helo(hostname=lane.hostname, timeout=lane.command_timeout_s)
+
+
+def _take_over(lane: Lane, client: SMTP) -> Connection:
+    """Put our protocol in the place of the library's; no reply is pending here."""
+    offers = client.esmtp_extensions if client.is_ehlo_or_helo_needed is False else {}
+    size = offers.get("size", "")
+    transport: Any = client.transport
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    capabilities = Capabilities(
+        pipelining="pipelining" in offers,
+        size_extension="size" in offers,
+        size=int(size) if size.isascii() and size.isdigit() else 0,
+        eight_bit="8bitmime" in offers,
+        tls=(tls.version() or "") if tls is not None else "",
+    )
+    connection = Connection(lane, transport, capabilities, time.monotonic())
+    transport.set_protocol(connection)
+    # The library's object must not close what is ours now.
+    client.transport = None
+    client.protocol = None
+    return connection

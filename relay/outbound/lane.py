@@ -1,0 +1,259 @@
+"""Owns: one next hop: its connections, how many at once, whether it is healthy, who waits for it.
+
+States: *up*; *down* after ``delivery.failures`` failed connections in a row, until ``retry_at``; then one connection
+probes. A 421 lowers the limit below what was open. Slow start: a lowered limit doubles with every full round of answers. It must not judge answers about mail; only connections count as failures here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from relay.config.schema import Config
+from relay.mail.answer import Answer, Stage
+from relay.outbound.attempt import Attempt
+from relay.outbound.client import Connection
+from relay.outbound.connect import ConnectFailed, TlsFailed, connect, tls_context
+from relay.policy.route import NextHop
+from relay.telemetry.maillog import MailLog
+
+BACKOFF_S: Final = 60.0
+"""Longest wait before a next hop that is down is tried again."""
+PLAIN_AFTER_TLS_FAILURE_S: Final = 600.0
+"""How long opportunistic TLS is left alone with a next hop whose STARTTLS failed."""
+
+
+class Lane:
+    """All that one worker knows of one next hop."""
+
+    def __init__(self, next_hop: NextHop, config: Config, live_workers: int, log: MailLog) -> None:
+        self.next_hop = next_hop
+        self.name = next_hop.name
+        self.log = log
+        self.now: Callable[[], float] = time.monotonic
+        self.retry_at = 0.0
+        self.last_failure: Answer | None = None
+        self.misconfigured = ""
+        self.draining = False
+        self._connections: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._express: deque[Attempt] = deque()
+        self._queued: deque[Attempt] = deque()
+        self._turn = False
+        self._failures = 0
+        self._backoff = 1.0
+        self._successes = 0
+        self._plain_until = 0.0
+        self._limit = 1
+        self._full_limit = 1
+        self.configure(config, live_workers)
+        self._limit = self._full_limit
+
+    def configure(self, config: Config, live_workers: int) -> None:
+        """Take over a (new) configuration, or another number of workers to share the limit with."""
+        delivery = config.delivery
+        self.hostname = config.server.hostname
+        self.connect_timeout_s = delivery.connect_timeout_s
+        self.command_timeout_s = delivery.command_timeout_s
+        self.final_reply_timeout_s = delivery.final_reply_timeout_s
+        self._reuse_s = delivery.reuse_s
+        self._idle_s = delivery.idle_s
+        self._max_failures = delivery.failures
+        self._first_retry_s = config.queue.retry_s[0]
+        self._tls = tls_context(delivery.tls)
+        self._tls_required = delivery.tls == "verified"
+        full = max(1, delivery.concurrency // max(1, live_workers))
+        if self._limit >= self._full_limit:
+            self._limit = full
+        self._full_limit = full
+        self._limit = min(self._limit, full)
+
+    # --- asking for a delivery ---------------------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        """False while the circuit breaker is open."""
+        return not self.retry_at or self.now() >= self.retry_at
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    def has_room(self) -> bool:
+        """True when an express message finds a slot now or in the next round: at most one waits for each slot."""
+        if self.draining or not self.up:
+            return False
+        return bool(self._idle) or len(self._express) < self._limit
+
+    def submit(self, attempt: Attempt, *, express: bool) -> None:
+        """Deliver as soon as a connection is free; ``attempt.done`` is called in every case."""
+        now = self.now()
+        while self._idle:
+            connection = self._idle.pop()
+            if now - connection.opened > self._reuse_s or connection.transport.is_closing():
+                connection.quit()
+                continue
+            connection.start(attempt, now)
+            return
+        if not self.up:
+            attempt.done([self.failure()] * len(attempt.recipients), self.name)
+            return
+        (self._express if express else self._queued).append(attempt)
+        self._open_more()
+
+    def withdraw(self, attempt: Attempt) -> bool:
+        """Take back an attempt that still waits for a connection; False when it is under way or over."""
+        for waiting in (self._express, self._queued):
+            if attempt in waiting:
+                waiting.remove(attempt)
+                return True
+        return False
+
+    def failure(self) -> Answer:
+        """Why nothing can be delivered now."""
+        return self.last_failure or Answer(Stage.CONNECT, 0, "", "next hop is down")
+
+    def again(self, attempt: Attempt) -> None:
+        """An idle connection was already dead when it was used: take another."""
+        self.submit(attempt, express=True)
+
+    # --- connections ---------------------------------------------------------------------------------------------------
+
+    def _open_more(self) -> None:
+        wanted = len(self._express) + len(self._queued)
+        while len(self._opening) < wanted and len(self._connections) + len(self._opening) < self._limit:
+            task = asyncio.get_running_loop().create_task(self._open())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _open(self) -> None:
+        context = None if self.now() < self._plain_until else self._tls
+        try:
+            connection = await connect(self, context, required=self._tls_required)
+        except TlsFailed as error:
+            if self._tls_required:
+                self._refused(error.answer)
+                return
+            self._plain_until = self.now() + PLAIN_AFTER_TLS_FAILURE_S
+            self.log.alarm("next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
+            try:
+                connection = await connect(self, None, required=False)
+            except ConnectFailed as second:
+                self._refused(second.answer)
+                return
+        except ConnectFailed as error:
+            self._refused(error.answer)
+            return
+        self._connections.add(connection)
+        self._failures = 0
+        self.released(connection)
+
+    def _refused(self, answer: Answer) -> None:
+        """A connection could not be made."""
+        self.last_failure = answer
+        self._failures += 1
+        if answer.code == 421:
+            self._lower_limit()
+        still_trying = len(self._opening) - 1 + len(self._connections)
+        if self._failures >= self._max_failures or self.retry_at:
+            self._go_down(answer)
+        elif still_trying > 0:
+            return
+        waiting = [*self._express, *self._queued]
+        self._express.clear()
+        self._queued.clear()
+        for attempt in waiting:
+            attempt.done([answer] * len(attempt.recipients), self.name)
+
+    def _go_down(self, answer: Answer) -> None:
+        now = self.now()
+        if not self.retry_at:
+            self.log.alarm("next_hop_down", next_hop=self.name, stage=answer.stage, code=answer.code, cause=answer.text)
+        wait = min(self._first_retry_s, self._backoff, BACKOFF_S)
+        self.retry_at = now + wait
+        self._backoff = min(self._backoff * 2, BACKOFF_S)
+        self._limit = 1
+
+    def released(self, connection: Connection) -> None:
+        """A connection is free: give it the next message, express and queue in turn."""
+        now = self.now()
+        if connection.transport.is_closing():
+            self.forget(connection)
+            return
+        old = now - connection.opened > self._reuse_s or len(self._connections) > self._limit
+        if old or self.draining:
+            if self._express or self._queued:
+                connection.quit()
+                self._open_more()
+                return
+            if old:
+                connection.quit()
+                return
+        self._turn = not self._turn
+        first, second = (self._express, self._queued) if self._turn else (self._queued, self._express)
+        waiting = first or second
+        if waiting:
+            connection.start(waiting.popleft(), now)
+        else:
+            connection.idle_since = now
+            self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if self._express or self._queued:
+            self._open_more()
+
+    def answered(self, answer: Answer) -> None:
+        """A transaction got this last answer: what it says about the next hop's health."""
+        if answer.code == 421:
+            self.last_failure = answer
+            self._lower_limit()
+            return
+        if answer.code == 0:
+            return
+        if self.retry_at:
+            self.retry_at = 0.0
+            self._backoff = 1.0
+            self.log.alarm("next_hop_up", next_hop=self.name)
+        if self._limit < self._full_limit:
+            self._successes += 1
+            if self._successes >= self._limit:  # doubles each round: slow start
+                self._successes = 0
+                self._limit = min(self._limit * 2, self._full_limit)
+                self._open_more()
+
+    def _lower_limit(self) -> None:
+        self._limit = max(1, min(self._limit, len(self._connections)) - 1)
+        self._successes = 0
+
+    # --- upkeep --------------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """End connections past their deadline or idle for too long; the worker calls this several times a second."""
+        now = self.now()
+        for connection in [c for c in self._connections if c.deadline < now]:
+            connection.expire()
+        for connection in [
+            c for c in self._idle if now - c.idle_since > self._idle_s or now - c.opened > self._reuse_s
+        ]:
+            connection.quit()
+
+    @property
+    def busy(self) -> bool:
+        """True while an attempt waits or is under way."""
+        return bool(self._express or self._queued) or len(self._connections) > len(self._idle)
+
+    def close(self) -> None:
+        """Say QUIT to whoever is idle and give up what is being opened."""
+        for connection in list(self._idle):
+            connection.quit()
+        for task in self._opening:
+            task.cancel()

@@ -1,0 +1,196 @@
+"""Owns: what one attempt comes to: answers become finished recipients, deferrals and reports; each is logged and counted.
+
+The judgement is ``policy.outcome``'s, the date of the next attempt ``policy.retry``'s; here they meet clock, dice, log and
+metrics. It must not touch the queue: it returns what one ``settle`` or ``put`` has to record.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from relay.config.schema import Config
+from relay.mail.address import NULL_SENDER, Mailbox
+from relay.mail.answer import Answer, Stage
+from relay.mail.content import Content
+from relay.mail.dsn import ORIGINAL_OCTETS, Cause, Failure, Report, answerable, failure_report, header_of
+from relay.mail.envelope import Envelope, QueueId
+from relay.mail.trace import date
+from relay.outbound.lane import Lane
+from relay.policy.outcome import Outcome, advice, classify
+from relay.policy.retry import next_attempt
+from relay.queue.store import Deferral, NewMessage
+from relay.telemetry.maillog import MailLog, Status, Via
+from relay.telemetry.metrics import Metrics
+from relay.telemetry.metrics import Outcome as Outcomes
+
+
+def boot_clock() -> float:
+    """Seconds on the clock that never jumps and counts suspension: due times and leases are on it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One recipient of an attempt: its number in the queued envelope and the attempts made before."""
+
+    number: int
+    mailbox: Mailbox
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The result. ``unknown``: some answer is missing after the final dot (RFC 1047)."""
+
+    delivered: int
+    finished: tuple[int, ...]
+    deferred: tuple[Deferral, ...]
+    failures: tuple[Failure, ...]
+    unknown: bool
+
+
+class Results:
+    """Judges attempts for one worker."""
+
+    def __init__(self, config: Config, log: MailLog, metrics: Metrics, next_id: Callable[[], QueueId]) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._next_id = next_id
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take over a (new) configuration."""
+        self._waits = config.queue.retry_s
+        self._jitter = config.queue.retry_jitter
+        self._expire_s = config.queue.expire_after_s
+        self._soft_bounce = config.server.soft_bounce
+        self._hostname = config.server.hostname
+
+    def delivered(
+        self, queue_id: QueueId, recipients: Sequence[Mailbox], answers: list[Answer], lane: str, size: int,
+        created: float, via: Via, attempts: int = 1,
+    ) -> None:  # fmt: skip
+        """Log and count an attempt in which everybody was served: the hot path."""
+        log, metrics = self._log, self._metrics
+        delay = time.time() - created
+        metrics.sent(lane, size)
+        for mailbox, answer in zip(recipients, answers, strict=True):
+            metrics.delivery(lane, "delivered")
+            log.result(queue_id, mailbox, lane, "sent", answer.code, answer.enhanced, answer.text, delay, via, attempts)
+
+    def judge(
+        self, envelope: Envelope, tried: Sequence[Tried], answers: Sequence[Answer], lane: Lane | None, size: int,
+        created: float, via: Via, *, expired: bool,
+    ) -> Judged:  # fmt: skip
+        """Everything an attempt means, recipient by recipient. ``expired``: what is not delivered now never will be."""
+        finished: list[int] = []
+        deferred: list[Deferral] = []
+        failures: list[Failure] = []
+        delivered, unknown = 0, False
+        host = lane.name if lane is not None else ""
+        delay = time.time() - created
+        for one, answer in zip(tried, answers, strict=True):
+            outcome = classify(answer)
+            if outcome is Outcome.REFUSED and self._soft_bounce:
+                outcome = Outcome.DEFERRED
+            unknown = unknown or (answer.stage is Stage.FINAL and not answer.code)
+            status: Status = "deferred"
+            counted: Outcomes = "deferred"
+            match outcome:
+                case Outcome.DELIVERED:
+                    delivered += 1
+                    finished.append(one.number)
+                    status, counted = "sent", "delivered"
+                case Outcome.REFUSED:
+                    finished.append(one.number)
+                    failures.append(Failure(one.mailbox, Cause.REFUSED, answer, host))
+                    status, counted = "bounced", "bounced"
+                case Outcome.DEFERRED | Outcome.OUR_FAULT:
+                    if outcome is Outcome.OUR_FAULT and lane is not None:
+                        counted = "our_fault"
+                        self._misconfigured(lane, answer)
+                    if expired:
+                        finished.append(one.number)
+                        failures.append(Failure(one.mailbox, Cause.EXPIRED, answer, host))
+                        status = "expired"
+                    else:
+                        deferred.append(self._deferral(one, answer, host, lane))
+            if host:
+                self._metrics.delivery(host, counted)
+            self._log.result(
+                envelope.id, one.mailbox, host, status, answer.code, answer.enhanced, answer.text, delay, via,
+                one.attempts + 1,
+            )  # fmt: skip
+        if delivered:
+            self._metrics.sent(host, size)
+            if lane is not None and lane.misconfigured:
+                self._log.alarm("next_hop_mended", next_hop=host)
+                lane.misconfigured = ""
+                self._metrics.next_hop_state(host, "up")
+        return Judged(delivered, tuple(finished), tuple(deferred), tuple(failures), unknown)
+
+    def _deferral(self, one: Tried, answer: Answer, host: str, lane: Lane | None) -> Deferral:
+        attempts = one.attempts + 1
+        now = boot_clock()
+        due = next_attempt(attempts, now, self._waits, self._jitter, random.random())
+        if lane is not None and not lane.up:
+            due = max(due, now + lane.retry_at - lane.now())
+        return Deferral(one.number, attempts, due, answer.code, answer.enhanced, answer.text, host)
+
+    def _misconfigured(self, lane: Lane, answer: Answer) -> None:
+        cause = advice(answer)
+        if lane.misconfigured != cause:
+            lane.misconfigured = cause
+            self._log.alarm(
+                "next_hop_misconfigured", next_hop=lane.name, stage=answer.stage, code=answer.code,
+                enhanced=answer.enhanced, answer=answer.text, advice=cause,
+            )  # fmt: skip
+            self._metrics.next_hop_state(lane.name, "misconfigured")
+
+    def report(
+        self, envelope: Envelope, content: Content, created: float, failures: Sequence[Failure]
+    ) -> tuple[NewMessage, ...]:
+        """The report on ``failures`` to the sender, to be put in the same transaction; none when nobody may get one."""
+        if not failures:
+            return ()
+        try:
+            head = content.head(ORIGINAL_OCTETS)
+        except OSError:
+            head = b""
+        if not answerable(envelope.sender, header_of(head)):
+            self._log.note("info", "report_suppressed", id=envelope.id, sender=envelope.sender)
+            return ()
+        now = time.time()
+        offset = time.localtime(now).tm_gmtoff
+        queue_id = self._next_id()
+        octets = failure_report(
+            Report(
+                hostname=self._hostname,
+                sender=envelope.sender,
+                queue_id=envelope.id,
+                arrived=date(created, offset),
+                date=date(now, offset),
+                message_id=f"{queue_id}@{self._hostname}",
+                boundary=f"={queue_id}=",
+                original=head,
+                original_size=content.size,
+            ),
+            failures,
+        )
+        notice = Envelope(
+            queue_id, NULL_SENDER, (envelope.sender,), not octets.isascii(), "", f"report on {envelope.id}"
+        )
+        self._log.report(queue_id, envelope.id, envelope.sender)
+        return (
+            NewMessage(
+                envelope=notice,
+                content=Content.of(octets),
+                created=now,
+                expires_in=self._expire_s,
+                due=boot_clock(),
+                leased=False,
+            ),
+        )

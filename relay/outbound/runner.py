@@ -1,0 +1,318 @@
+"""Owns: delivery from the queue: which messages are worked on, each message's way over its lanes, the settlement.
+
+A small active window over a large queue: at most ``queue.active`` messages and ACTIVE_OCTETS of bodies in memory; the
+rest waits on disk until it is claimed. One attempt, one transaction: answers are settled as they come, one ``settle``
+for each next hop of a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from relay.config.schema import Config
+from relay.mail.address import Mailbox, domain_of
+from relay.mail.answer import Answer, Stage
+from relay.mail.content import Content
+from relay.mail.envelope import Envelope
+from relay.outbound.lane import Lane
+from relay.outbound.lanes import Lanes
+from relay.outbound.results import Judged, Results, Tried, boot_clock
+from relay.policy.outcome import Outcome, classify
+from relay.policy.route import Route
+from relay.queue.journal import Journal
+from relay.queue.store import Claimed, Lease, QueueError, Settlement, Store
+from relay.telemetry.maillog import MailLog
+from relay.telemetry.metrics import Metrics
+
+ACTIVE_OCTETS: Final = 32 * 1024 * 1024
+"""Bodies held in memory for queue delivery by one worker."""
+CLAIM: Final = 100
+"""Messages claimed in one transaction: more would hold the write lock for too long."""
+POLL_S: Final = 0.5
+"""How often the queue is looked at for mail of dead workers and for what other workers left over."""
+SETTLE_AGAIN_S: Final = 1.0
+"""Wait before a settlement that the disk refused is tried again; the lease keeps others off meanwhile."""
+
+_SESSION_STAGES: Final = frozenset({Stage.CONNECT, Stage.BANNER, Stage.EHLO, Stage.STARTTLS, Stage.AUTH})
+
+
+class Delivery:
+    """One leased message being delivered; ``pending`` counts its attempts still under way."""
+
+    __slots__ = (
+        "content",
+        "counted",
+        "created",
+        "envelope",
+        "expired",
+        "lease",
+        "open",
+        "pending",
+        "possible_duplicate",
+    )
+
+    def __init__(
+        self, lease: Lease, envelope: Envelope, content: Content, created: float, *, expired: bool,
+        possible_duplicate: bool,
+    ) -> None:  # fmt: skip
+        self.lease = lease
+        self.envelope = envelope
+        self.content = content
+        self.created = created
+        self.expired = expired
+        self.possible_duplicate = possible_duplicate
+        self.pending = 0
+        self.open = 0
+        self.counted = False
+
+
+class QueueAttempt:
+    """Some recipients of a leased message on their way to one next hop (see ``outbound.attempt``)."""
+
+    __slots__ = (
+        "_cell", "_lane", "_others", "_runner", "_started", "body_8bit", "content", "delivery", "recipients", "sender",
+        "tried",
+    )  # fmt: skip
+
+    def __init__(self, runner: Runner, delivery: Delivery, tried: Sequence[Tried], lanes: list[Lane]) -> None:
+        self._runner = runner
+        self.delivery = delivery
+        self.tried = tried
+        self.sender = delivery.envelope.sender
+        self.recipients: Sequence[Mailbox] = [one.mailbox for one in tried]
+        self.content = delivery.content
+        self.body_8bit = delivery.envelope.body_8bit
+        self._lane = lanes[0]
+        self._others = lanes[1:]
+        self._cell = -1
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Hand it to its lane."""
+        self._started = self._lane.now()
+        self._lane.submit(self, express=False)
+
+    def may_finish(self) -> bool:
+        """The lease must outlast the wait for the final reply; then the journal names the message."""
+        lease = self.delivery.lease
+        if lease.until - boot_clock() < self._lane.final_reply_timeout_s:
+            return False
+        self._cell = self._runner.journal.mark(lease.key)
+        return True
+
+    def done(self, answers: list[Answer], next_hop: str) -> None:
+        """Try the next lane of the route when this one could not even be talked to; else record the result."""
+        if self._others and all(
+            a.stage in _SESSION_STAGES and classify(a) in (Outcome.DEFERRED, Outcome.OUR_FAULT) for a in answers
+        ):
+            self._lane = self._others.pop(0)
+            self._lane.submit(self, express=False)
+            return
+        self._runner.metrics.delivery_seconds(next_hop, self._lane.now() - self._started)
+        self._runner.finish(self, answers, self._lane, self._cell)
+
+
+class Runner:
+    """Delivers from the queue for one worker."""
+
+    def __init__(
+        self, config: Config, store: Store, journal: Journal, lanes: Lanes, results: Results, log: MailLog,
+        metrics: Metrics,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self.journal = journal
+        self.metrics = metrics
+        self._lanes = lanes
+        self._results = results
+        self._log = log
+        self._active: dict[int, Delivery] = {}
+        self._octets = 0
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take over a (new) configuration."""
+        self._limit = config.queue.active
+        self._renew_s = config.queue.lease_s / 4
+
+    def has_room(self, content: Content) -> bool:
+        """Whether a message may be put already leased, to be delivered from memory."""
+        return (
+            not self._draining
+            and len(self._active) < self._limit
+            and (content.memory is None or self._octets + content.size <= ACTIVE_OCTETS)
+        )
+
+    @property
+    def busy(self) -> bool:
+        """True while messages are being delivered."""
+        return bool(self._active)
+
+    def wake(self) -> None:
+        """Something was put that is due."""
+        self._wake.set()
+
+    def take(self, lease: Lease, envelope: Envelope, content: Content, created: float) -> None:
+        """Deliver a message this worker has just put; ``content`` is the runner's from now on."""
+        tried = [Tried(number, mailbox, 0) for number, mailbox in enumerate(envelope.recipients)]
+        self._deliver(Delivery(lease, envelope, content, created, expired=False, possible_duplicate=False), tried)
+
+    def keep(self, delivery: Delivery) -> None:
+        """Renew the lease of a message whose attempt runs elsewhere (a late express answer)."""
+        self._active[delivery.lease.key] = delivery
+
+    # --- the loops -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to claim and to renew."""
+        self._spawn(self._claims())
+        self._spawn(self._renewals())
+
+    def drain(self) -> None:
+        """Claim no more."""
+        self._draining = True
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the loops; messages under way stay in the queue."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _claims(self) -> None:
+        while not self._draining:
+            self._wake.clear()
+            wait = POLL_S
+            room = min(CLAIM, self._limit - len(self._active))
+            if room > 0 and self._octets < ACTIVE_OCTETS:
+                try:
+                    claimed, due = await self.store.claim(room)
+                except QueueError as error:
+                    self._log.alarm("queue_claim_failed", error=str(error))
+                else:
+                    for one in claimed:
+                        self._claimed(one)
+                    if claimed:
+                        wait = 0.0
+                    elif due is not None:
+                        wait = min(POLL_S, max(0.0, due - boot_clock()))
+            if wait:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait)
+
+    async def _renewals(self) -> None:
+        while True:
+            await asyncio.sleep(self._renew_s)
+            deliveries = list(self._active.values())
+            try:
+                leases = await self.store.renew([d.lease for d in deliveries]) if deliveries else []
+            except QueueError as error:
+                self._log.alarm("queue_renew_failed", error=str(error))
+                continue
+            for delivery, lease in zip(deliveries, leases, strict=True):
+                if lease is not None:
+                    delivery.lease = lease
+
+    # --- one message ---------------------------------------------------------------------------------------------------
+
+    def _claimed(self, one: Claimed) -> None:
+        if one.possible_duplicate:
+            self._log.possible_duplicate(one.envelope.id)
+            self.metrics.possible_duplicate(len(one.recipients))
+        tried = [Tried(r.number, r.mailbox, r.attempts) for r in one.recipients]
+        self._deliver(
+            Delivery(
+                one.lease, one.envelope, one.content, one.created, expired=one.expired,
+                possible_duplicate=one.possible_duplicate,
+            ),
+            tried,
+        )  # fmt: skip
+
+    def _deliver(self, delivery: Delivery, tried: Sequence[Tried]) -> None:
+        self._active[delivery.lease.key] = delivery
+        if delivery.content.memory is not None:
+            delivery.counted = True
+            self._octets += delivery.content.size
+        groups: dict[Route | None, list[Tried]] = {}
+        if len(tried) == 1:
+            groups[self._lanes.of(domain_of(tried[0].mailbox))] = [tried[0]]
+        else:
+            for one in tried:
+                groups.setdefault(self._lanes.of(domain_of(one.mailbox)), []).append(one)
+        delivery.pending = len(groups)
+        for route, members in groups.items():
+            if route is None:
+                self._finish_unsent(delivery, members, _no_route(members[0].mailbox), None)
+                continue
+            lanes = self._lanes.candidates(route)
+            if not lanes[0].up:
+                self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0])
+                continue
+            QueueAttempt(self, delivery, members, lanes).start()
+
+    def _finish_unsent(self, delivery: Delivery, tried: Sequence[Tried], answer: Answer, lane: Lane | None) -> None:
+        judged = self._results.judge(
+            delivery.envelope, tried, [answer] * len(tried), lane, delivery.content.size, delivery.created, "queue",
+            expired=delivery.expired,
+        )  # fmt: skip
+        self._spawn(self._settle(delivery, judged, -1))
+
+    def finish(self, attempt: QueueAttempt, answers: list[Answer], lane: Lane, cell: int) -> None:
+        """An attempt is over."""
+        delivery = attempt.delivery
+        judged = self._results.judge(
+            delivery.envelope, attempt.tried, answers, lane, delivery.content.size, delivery.created, "queue",
+            expired=delivery.expired,
+        )  # fmt: skip
+        self._spawn(self._settle(delivery, judged, cell))
+
+    async def _settle(self, delivery: Delivery, judged: Judged, cell: int) -> None:
+        """Record it; as long as the disk refuses, the lease is held and it is tried again."""
+        delivery.possible_duplicate = delivery.possible_duplicate or judged.unknown
+        delivery.pending -= 1
+        last = delivery.pending == 0
+        delivery.open += len(judged.deferred)
+        reports = self._results.report(delivery.envelope, delivery.content, delivery.created, judged.failures)
+        settlement = Settlement(
+            delivery.lease, judged.finished, judged.deferred, reports, keep=not last,
+            possible_duplicate=delivery.possible_duplicate,
+        )  # fmt: skip
+        await self.settle(delivery, settlement, cell)
+
+    async def settle(self, delivery: Delivery, settlement: Settlement, cell: int) -> None:
+        """Record an attempt; as long as the disk refuses, the lease is held and it is tried again."""
+        kept: bool | None = None
+        while kept is None:
+            try:
+                kept = await self.store.settle(settlement)
+            except QueueError as error:
+                self._log.alarm("queue_settle_failed", id=delivery.envelope.id, error=str(error))
+                await asyncio.sleep(SETTLE_AGAIN_S)
+                settlement = replace(settlement, lease=delivery.lease)  # renewed meanwhile
+        if cell >= 0:
+            self.journal.clear(cell)
+        if not kept:
+            self._log.note("warning", "lease_lost", id=delivery.envelope.id)
+        if settlement.reports:
+            self.wake()
+        if settlement.keep:
+            return
+        if self._active.pop(delivery.lease.key, None) is not None and delivery.counted:
+            self._octets -= delivery.content.size
+        delivery.content.close()
+        if kept and not delivery.open:
+            self._log.removed(delivery.envelope.id)
+
+
+def _no_route(mailbox: Mailbox) -> Answer:
+    return Answer(Stage.CONNECT, 451, "4.4.4", f"no route for {domain_of(mailbox)}: add a [[route]] for it or for *")
