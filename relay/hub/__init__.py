@@ -1,0 +1,1 @@
+"""What workers share: exact budgets over all of them."""

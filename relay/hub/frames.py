@@ -1,0 +1,76 @@
+"""Owns: the frames that workers and hub exchange, and how a client address becomes a key.
+
+Fixed-size frames keep a batch cheap: one ``iter_unpack`` a read, one write a loop iteration. Both sides run the same
+release (all are forked from one supervisor), so a version is checked once per connection and never negotiated.
+
+Room: budgets of unknown recipients (one frame per changed key every 200 ms, both ways) and authentication take new
+numbers. A type whose content is longer states in ``argument`` how many octets follow its frame.
+"""
+
+from __future__ import annotations
+
+import socket
+from enum import IntEnum
+from struct import Struct
+from typing import Final
+
+VERSION: Final = 1
+
+REQUEST: Final = Struct("<BxxxIQ")
+"""Worker to hub: type, argument, client key."""
+
+ANSWER: Final = Struct("<BBxxI")
+"""Hub to worker: type, verdict, argument."""
+
+
+class Ask(IntEnum):
+    """What a worker says."""
+
+    ANNOUNCE = 1
+    """argument: so many sessions of the client are open already; counted without a limit, not answered."""
+    HELLO = 2
+    """All that was open is announced; answered by WELCOME. argument: ``VERSION``."""
+    OPEN = 3
+    """May a session of the client open? argument: tag of the answer."""
+    CLOSE = 4
+    """One session of the client ended; not answered."""
+
+
+class Tell(IntEnum):
+    """What the hub says."""
+
+    WELCOME = 1
+    """Counts are complete: ask from now on. argument: ``VERSION``."""
+    VERDICT = 2
+    """The answer to OPEN. argument: its tag."""
+
+
+class Verdict(IntEnum):
+    """May this session open?"""
+
+    OK = 0
+    """Counted; the worker closes it later."""
+    BUSY = 1
+    """``limits.sessions`` are open."""
+    CLIENT_BUSY = 2
+    """``limits.sessions_per_client`` of this client are open."""
+
+
+_IPV4_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+def client_key(client: str) -> int:
+    """The 64 bits a client is counted by: an IPv4 address, or the /64 of an IPv6 address.
+
+    An IPv6 host owns its /64 and can change the rest at will. IPv4 addresses take the keys of ::/32, which is reserved
+    (RFC 4291 section 2.4). Raises ValueError for anything that is not an address.
+    """
+    try:
+        if ":" not in client:
+            return int.from_bytes(socket.inet_pton(socket.AF_INET, client), "big")
+        packed = socket.inet_pton(socket.AF_INET6, client.partition("%")[0])
+    except OSError:
+        raise ValueError(f"{client!r} is not an IP address") from None
+    if packed.startswith(_IPV4_MAPPED):
+        return int.from_bytes(packed[12:], "big")
+    return int.from_bytes(packed[:8], "big")

@@ -1,0 +1,228 @@
+"""Owns: the hub process: exact counts of open sessions over all workers, and the limits on them.
+
+One connection per worker. What a worker holds is counted per connection too, so that its death takes its counts along.
+It must not know SMTP, the queue or the directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final
+
+import uvloop
+
+from relay.config.schema import Config, Limits
+from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready
+from relay.hub.frames import ANSWER, REQUEST, VERSION, Ask, Tell, Verdict
+from relay.telemetry.maillog import note
+
+CONNECTIONS_MAX: Final = 256
+"""Open connections: 64 workers (the most there can be), their predecessors not yet noticed as dead, and diagnosis."""
+
+ANNOUNCED_MAX_FACTOR: Final = 2
+"""A worker may announce this many times ``limits.sessions``: more than it can hold by itself (its local limit is never
+above the whole limit, and the limit may have been halved since); beyond that it is out of order and is cut off."""
+
+SETTLE_S: Final = 0.4
+"""After a crash the next hub lets workers ask only when all have announced what they hold, or after this long: twice
+the workers' reconnect interval. Until then they keep to their local limits, so the sum stays within the limit."""
+
+
+class Counts:
+    """Open sessions, in total and per client key. At most ``limits.sessions`` plus announcements entries."""
+
+    __slots__ = ("clients", "per_client", "sessions", "total")
+
+    def __init__(self, limits: Limits) -> None:
+        self.clients: dict[int, int] = {}
+        self.total = 0
+        self.sessions = limits.sessions
+        self.per_client = limits.sessions_per_client
+
+    def limit(self, limits: Limits) -> None:
+        """Take new limits; sessions that are open stay open."""
+        self.sessions = limits.sessions
+        self.per_client = limits.sessions_per_client
+
+    def remove(self, key: int, count: int) -> None:
+        """``count`` sessions of a client ended."""
+        left = self.clients[key] - count
+        if left:
+            self.clients[key] = left
+        else:
+            del self.clients[key]
+        self.total -= count
+
+
+class Hub:
+    """The counts, and who may ask when."""
+
+    def __init__(self, child: Child, loop: asyncio.AbstractEventLoop) -> None:
+        self.counts = Counts(child.config.limits)
+        self.workers: set[WorkerLink] = set()
+        # The first hub of a tree starts with its workers: nobody can hold a session yet.
+        self._settled = child.incarnation == 1
+        self._expected = child.live_workers
+        if not self._settled:
+            loop.call_later(SETTLE_S, self._settle)
+
+    def greeted(self, link: WorkerLink) -> None:
+        """A worker has announced what it holds."""
+        if self._settled:
+            link.welcome()
+        elif sum(worker.greeted for worker in self.workers) >= self._expected:
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._settled:
+            self._settled = True
+            for worker in self.workers:
+                if worker.greeted:
+                    worker.welcome()
+
+
+class WorkerLink(asyncio.Protocol):
+    """One worker's connection. Frames of one read are answered by one write."""
+
+    __slots__ = ("_counts", "_hub", "_rest", "_transport", "greeted", "held", "holds")
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._counts = hub.counts
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+        self.greeted = False
+        self.held: dict[int, int] = {}
+        self.holds = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if len(self._hub.workers) >= CONNECTIONS_MAX:
+            self._break("there are too many connections")
+            return
+        self._hub.workers.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._hub.workers.discard(self)
+        for key, count in self.held.items():
+            self._counts.remove(key, count)
+        self.held.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        cut = len(data) - len(data) % REQUEST.size
+        self._rest = data[cut:]
+        answers = self._answer(data[:cut] if self._rest else data)
+        if answers and self._transport is not None:
+            self._transport.write(answers)
+
+    def _answer(self, frames: bytes) -> bytearray:
+        """All of one read in one loop, without a call per frame: this runs twice for every connection of the relay."""
+        counts, clients, held = self._counts, self._counts.clients, self.held
+        answers = bytearray()
+        pack = ANSWER.pack
+        for ask, argument, key in REQUEST.iter_unpack(frames):
+            if ask == Ask.OPEN:
+                known = clients.get(key, 0)
+                if counts.total >= counts.sessions:
+                    verdict = Verdict.BUSY
+                elif known >= counts.per_client:
+                    verdict = Verdict.CLIENT_BUSY
+                else:
+                    verdict = Verdict.OK
+                    clients[key] = known + 1
+                    counts.total += 1
+                    held[key] = held.get(key, 0) + 1
+                    self.holds += 1
+                answers += pack(Tell.VERDICT, verdict, argument)
+            elif ask == Ask.CLOSE:
+                if not self._close(key):
+                    self._break("it closed a session that it did not hold")
+                    break
+            elif not self._rare(ask, argument, key):
+                break
+        return answers
+
+    def _close(self, key: int) -> bool:
+        mine = self.held.get(key, 0)
+        if not mine:
+            return False
+        if mine == 1:
+            del self.held[key]
+        else:
+            self.held[key] = mine - 1
+        self.holds -= 1
+        self._counts.remove(key, 1)
+        return True
+
+    def _rare(self, ask: int, argument: int, key: int) -> bool:
+        """Frames of a new connection; False when it was ended."""
+        if ask == Ask.HELLO and argument == VERSION:
+            self.greeted = True
+            self._hub.greeted(self)
+            return True
+        if ask == Ask.ANNOUNCE and self.holds + argument <= ANNOUNCED_MAX_FACTOR * self._counts.sessions:
+            if argument:
+                self.held[key] = self.held.get(key, 0) + argument
+                self.holds += argument
+                self._counts.clients[key] = self._counts.clients.get(key, 0) + argument
+                self._counts.total += argument
+            return True
+        self._break(f"it sent a frame that makes no sense (type {ask}, argument {argument})")
+        return False
+
+    def welcome(self) -> None:
+        """The worker may ask from now on."""
+        if self._transport is not None:
+            self._transport.write(ANSWER.pack(Tell.WELCOME, 0, VERSION))
+
+    def close(self) -> None:
+        """End the connection; the worker turns to its local limits."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _break(self, why: str) -> None:
+        note("warning", "hub_link_closed", why=why)
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def _serve(child: Child, listening: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    control = Control(child.control, loop, child.config.process.heartbeat_timeout_s)
+    hub = Hub(child, loop)
+    stop = loop.create_future()
+    pending: list[Config] = []
+
+    def prepare(message: Prepare) -> None:
+        pending[:] = [message.config]
+        control.send(Prepared())
+
+    def commit(_: Commit) -> None:
+        hub.counts.limit(pending.pop().limits)
+
+    def drain(_: Drain) -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    control.on(Prepare, prepare)
+    control.on(Commit, commit)
+    control.on(Abort, lambda _: pending.clear())
+    control.on(Drain, drain)
+    server = await loop.create_unix_server(lambda: WorkerLink(hub), sock=listening)
+    control.send(Ready())
+    await stop
+    server.close()
+    for worker in tuple(hub.workers):
+        worker.close()
+    return 0
+
+
+def run(child: Child) -> int:
+    """Serve until drained; returns the exit code. The listening socket is the supervisor's and outlives this hub."""
+    assert child.hub is not None
+    return uvloop.run(_serve(child, child.hub))

@@ -1,0 +1,50 @@
+"""Owns: the supervisor's own log, and that its children may write to the same file."""
+
+from __future__ import annotations
+
+from relay.config.schema import Config
+from relay.supervisor import spool
+from relay.supervisor.errors import Refusal
+from relay.supervisor.privileges import Identity
+from relay.telemetry.logs import LogWriter
+from relay.telemetry.maillog import MailLog, adopt, note
+
+
+class SupervisorLog:
+    """What ``note`` writes to in this process. Never started: the supervisor writes each line at once, threadless."""
+
+    def __init__(self, config: Config, worker: Identity | None) -> None:
+        """Raise Refusal when the file cannot be written."""
+        self._worker = worker
+        self._writer = self._open(config)
+
+    def reopen(self, config: Config) -> None:
+        """Open the file again by its name; when that fails, the old one stays and is told so."""
+        try:
+            fresh = self._open(config)
+        except Refusal as refusal:
+            note("error", "log_not_opened", why=str(refusal))
+            return
+        self._writer.close()
+        self._writer = fresh
+
+    def _open(self, config: Config) -> LogWriter:
+        share_log(config, self._worker)
+        try:
+            writer = LogWriter(config.log.file)
+        except OSError as error:
+            raise _refusal(config, error) from None
+        adopt(MailLog(writer, config.log.format, config.server.hostname))
+        return writer
+
+
+def share_log(config: Config, worker: Identity | None) -> None:
+    """See ``spool.share_log``. Raises Refusal."""
+    try:
+        spool.share_log(config.log.file, worker)
+    except OSError as error:
+        raise _refusal(config, error) from None
+
+
+def _refusal(config: Config, error: OSError) -> Refusal:
+    return Refusal(f"log.file: cannot write {config.log.file}: {error.strerror}; check owner and mode")
