@@ -14,7 +14,7 @@ from typing import Final, Literal
 class Family:
     """One metric. ``name`` is the scraped name without ``_total``, which every counter gets.
 
-    ``merge`` says how a gauge of several members becomes one: the sum, or the least. Help texts stay short, because
+    ``merge`` says how a gauge of several members becomes one: the sum, the least or the most. Help texts stay short, because
     value files repeat them with every label set.
     """
 
@@ -22,7 +22,7 @@ class Family:
     type: Literal["counter", "gauge", "histogram"]
     text: str
     labels: tuple[str, ...] = ()
-    merge: Literal["livesum", "livemin"] = "livesum"
+    merge: Literal["livesum", "livemin", "livemax"] = "livesum"
 
     @property
     def scraped(self) -> str:
@@ -55,7 +55,12 @@ SNAPSHOT_IN_USE: Final = Family(
 )
 SNAPSHOT_REFUSALS: Final = Family("relay_snapshot_refusals", "counter", "Snapshots a worker refused")
 LOG_LINES_LOST: Final = Family("relay_log_lines_lost", "counter", "Log lines that could not be written")
-RESTARTS: Final = Family("relay_process_restarts", "counter", "Members replaced", ("role", "cause"))
+RESTARTS: Final = Family(
+    "relay_process_restarts", "counter", "Processes that died and were replaced", ("role", "cause")
+)
+ALIVE: Final = Family(
+    "relay_member_alive_timestamp_seconds", "gauge", "When its loop last turned", ("member",), merge="livemax"
+)
 
 MEMBERS: Final = (
     REPLIES,
@@ -79,6 +84,7 @@ MEMBERS: Final = (
     SNAPSHOT_REFUSALS,
     LOG_LINES_LOST,
     RESTARTS,
+    ALIVE,
 )
 
 # --- read at scrape time -----------------------------------------------------------------------------------------

@@ -155,33 +155,36 @@ class LogWriter:
         if self._descriptor < 0:
             self.lost += len(lines)
             return
-        rest = lines
-        try:
-            for piece, count in _pieces(lines, self._piece):
-                self._write_octets(b"\n" + piece if self._torn else piece)
-                self._torn = False
-                rest = rest[count:]
-            self.problem = ""
-        except OSError as error:
-            self.lost += len(rest)
-            self.problem = f"{self._path or 'standard error'}: {error.strerror}"
-            if self._path is not None:
-                os.close(self._descriptor)
-                self._descriptor = -1
+        pieces = _pieces(lines, self._piece)
+        for number, piece in enumerate(pieces):
+            octets = b"\n" + piece if self._torn else piece
+            written, error = self._write_octets(octets)
+            if error is not None:
+                unwritten = octets[written:].count(b"\n") + sum(later.count(b"\n") for later in pieces[number + 1 :])
+                self.lost += unwritten
+                self.problem = f"{self._path or 'standard error'}: {error.strerror}"
+                if self._path is not None:
+                    os.close(self._descriptor)
+                    self._descriptor = -1
+                return
+        self.problem = ""
 
-    def _write_octets(self, octets: bytes) -> None:
-        """All of it, or OSError; what a full disk cut off leaves a torn line, which the next write ends first."""
+    def _write_octets(self, octets: bytes) -> tuple[int, OSError | None]:
+        """How much was written, and what stopped it. A line cut off by a full disk is ended before the next write."""
         position = 0
         while position < len(octets):
             try:
-                written = os.write(self._descriptor, octets[position:])
+                position += os.write(self._descriptor, octets[position:])
             except BlockingIOError:  # a parent may have made standard error non-blocking
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
-                continue
-            position += written
-            self._torn = octets[position - 1] != 0x0A
+            except OSError as error:
+                if position:
+                    self._torn = octets[position - 1] != 0x0A
+                return position, error
+        self._torn = False
+        return position, None
 
     def _open_again(self) -> None:
         assert self._path is not None
@@ -206,18 +209,18 @@ def _piece_octets(descriptor: int) -> int:
     return BATCH_OCTETS if stat.S_ISREG(os.fstat(descriptor).st_mode) else select.PIPE_BUF
 
 
-def _pieces(lines: list[str], limit: int) -> list[tuple[bytes, int]]:
-    """Whole lines joined to pieces of at most ``limit`` octets (one longer line stands alone), with their counts."""
-    pieces: list[tuple[bytes, int]] = []
+def _pieces(lines: list[str], limit: int) -> list[bytes]:
+    """Whole lines joined to pieces of at most ``limit`` octets (a longer line stands alone)."""
+    pieces: list[bytes] = []
     gathered: list[bytes] = []
     size = 0
     for line in lines:
         octets = line.encode("utf-8", "backslashreplace") + b"\n"
         if gathered and size + len(octets) > limit:
-            pieces.append((b"".join(gathered), len(gathered)))
+            pieces.append(b"".join(gathered))
             gathered, size = [], 0
         gathered.append(octets)
         size += len(octets)
     if gathered:
-        pieces.append((b"".join(gathered), len(gathered)))
+        pieces.append(b"".join(gathered))
     return pieces

@@ -279,6 +279,7 @@ class MailLog:
     def note(self, level: Level | str, event: str, **fields: Value) -> None:
         """Something a process did or met. ``event`` and the names of the fields come from our code, values may not."""
         level = Level(level)
+        self._pid = os.getpid()  # a fork may have happened since: notes are rare enough to ask
         if self._json:
             clean = {k: printable(v, LINE_OCTETS) if isinstance(v, str) else v for k, v in fields.items()}
             self._object(event, level, **clean)

@@ -7,6 +7,7 @@ metric that is not in ``telemetry.catalogue``, and must not let outside values m
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,9 @@ what next hops make up."""
 NAME_SETS: Final = 100
 """Listeners, and next hops: a page with more of them helps nobody, and each next hop costs 16 series."""
 SMALL_SETS: Final = 64
-"""Reasons, roles, causes: names from our own code."""
+"""Reasons: names from our own code."""
+SUPERVISOR: Final = "supervisor"
+"""The member without a loop: it flushes when it has counted something, and does not claim to be alive."""
 OTHER: Final = "other"
 """Label of everything beyond a bound."""
 
@@ -90,14 +93,17 @@ class _Counted(Generic[_KeyT]):
             self.pending.clear()
 
 
+def _gauge(family: Family) -> Gauge:
+    return Gauge(family.name, family.text, family.labels, registry=None, multiprocess_mode=family.merge)
+
+
 class _Shown(Generic[_KeyT]):
     """A gauge. ``current`` holds the values; its keys are made of names from the configuration."""
 
     __slots__ = ("_children", "_labels", "current")
 
     def __init__(self, family: Family, limit: int, labels: Callable[[_KeyT], tuple[str, ...]]) -> None:
-        gauge = Gauge(family.name, family.text, family.labels, registry=None, multiprocess_mode=family.merge)
-        self._children = _Bounded(gauge, family, limit, {})
+        self._children = _Bounded(_gauge(family), family, limit, {})
         self._labels = labels
         self.current: defaultdict[_KeyT, int] = defaultdict(int)
 
@@ -154,7 +160,7 @@ def _same(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Metrics:
-    """The counters of one member. ``identifier`` names its slot: ``worker-0``, ``hub``, ``web``, ``supervisor``.
+    """The counters of one member. ``identifier`` names its slot: ``worker-0``, ``hub``, ``web``, or ``SUPERVISOR``.
 
     Make it after the fork, one per process. ``problem`` is the OSError that keeps the values from the metrics page
     (disk full, wrong owner), else None: the relay works without.
@@ -162,7 +168,7 @@ class Metrics:
     ``replies`` may be bumped directly where a call is too much: ``metrics.replies[kind] += 1`` (40 ns; a method 80).
     """
 
-    def __init__(self, folder: Path, identifier: str) -> None:
+    def __init__(self, folder: Path, identifier: str, clock: Callable[[], float] = time.time) -> None:
         self._files = ValueFiles(folder, identifier)
         self._files.select()
         self.problem: OSError | None = self._files.problem
@@ -204,6 +210,9 @@ class Metrics:
         self._accept_times: Final = accept.pending
         self._delivery_times: Final = delivery.pending
         self._snapshot: Gauge | None = None
+        self._clock = clock
+        self._closed = False
+        self._alive = None if identifier == SUPERVISOR else _gauge(catalogue.ALIVE).labels(label_text(identifier))
         self._flushes: Final = tuple(
             family.flush
             for family in (
@@ -233,13 +242,17 @@ class Metrics:
     def flush(self) -> None:
         """Bring the value files up to date: some 10 µs when little happened."""
         self._files.select()
+        if self._alive is not None:
+            self._alive.set(self._clock())
         for flush in self._flushes:
             flush()
 
     def close(self) -> None:
         """Flush and let go of the files; the values stay readable."""
-        self.flush()
-        self._files.close()
+        if not self._closed:
+            self.flush()
+            self._closed = True
+            self._files.close()
 
     # --- inbound ---
     def replied(self, kind: Kind, count: int = 1) -> None:
@@ -316,8 +329,7 @@ class Metrics:
         """This worker decides by that generation. Written at once; made here, for a member without one says nothing."""
         if self._snapshot is None:
             self._files.select()
-            family = catalogue.SNAPSHOT_IN_USE
-            self._snapshot = Gauge(family.name, family.text, registry=None, multiprocess_mode=family.merge)
+            self._snapshot = _gauge(catalogue.SNAPSHOT_IN_USE)
         self._snapshot.set(generation)
 
     def snapshot_refused(self) -> None:
@@ -329,5 +341,5 @@ class Metrics:
         self._lines_lost.pending[()] += count
 
     def restarted(self, role: str, cause: str) -> None:
-        """The supervisor replaced a member (``cause``: exit, signal, heartbeat)."""
+        """The supervisor replaces a process of ``role`` (``cause``: exit, signal, heartbeat)."""
         self._restarts[role, cause] += 1

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import Histogram, values
+from prometheus_client.core import Metric
 from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
 
 KILOBYTE: Final = 1024
 
@@ -24,12 +26,14 @@ FILE_OCTETS: Final = {
     "histogram": 512 * KILOBYTE,
     "gauge_livesum": 256 * KILOBYTE,
     "gauge_livemin": 4 * KILOBYTE,
+    "gauge_livemax": 4 * KILOBYTE,
 }
 """Size of each value file: more than all bounded label sets need (tested), allocated at once. The library would
 leave holes in the file and grow it; a full disk then ends the process with SIGBUS at the first write into a hole."""
 
-FOLDER_MODE: Final = 0o2770
-"""Workers, hub and web have different users and one group: files get the group of the folder."""
+FOLDER_MODE: Final = 0o3770
+"""Workers, hub and web have different users and one group: files get the group of the folder. The folder is the
+supervisor's and sticky: a worker that was broken into must not exchange its files, nor the hub's, for links."""
 FILE_MODE: Final = 0o640
 
 LABEL_OCTETS: Final = 80
@@ -37,7 +41,11 @@ LABEL_OCTETS: Final = 80
 
 # The library's own annotations stop here.
 _multi_process_value: Final[Callable[..., Any]] = values.MultiProcessValue
+_merge: Final[Callable[[Sequence[str]], Iterable[Metric]]] = MultiProcessCollector.merge
 _read_values: Final[Callable[[str], Iterable[tuple[Any, ...]]]] = MmapedDict.read_all_values_from_file
+
+_DAMAGE: Final = (RuntimeError, ValueError, struct.error)
+"""What reading a damaged file raises."""
 
 _FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -52,7 +60,7 @@ def empty(folder: Path, group: int = -1) -> None:
         if entry.suffix in (".db", ".new"):
             entry.unlink()
     if group >= 0:
-        os.chown(folder, -1, group)
+        os.chown(folder, os.geteuid(), group)
     folder.chmod(FOLDER_MODE)
 
 
@@ -105,7 +113,7 @@ class ValueFiles:
             if path.exists():
                 try:
                     self._remember(path)
-                except (RuntimeError, ValueError, struct.error):
+                except _DAMAGE:
                     path.unlink()
                 else:
                     continue
@@ -113,7 +121,7 @@ class ValueFiles:
 
     def _remember(self, path: Path) -> None:
         """Note the label sets an earlier process of the slot left: they count against the bounds."""
-        for key, *_ in _read_values(str(path)):
+        for key in _keys(path):
             name, _sample, labels, _text = json.loads(key)
             if "le" not in labels:
                 self.known.setdefault(name, []).append(labels)
@@ -122,7 +130,8 @@ class ValueFiles:
 def _create(path: Path, octets: int) -> None:
     """A file of zeros under its name only when complete: the metrics page may read at any moment."""
     new = path.with_suffix(".new")
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
+    new.unlink(missing_ok=True)  # of a process that was killed right here
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         os.posix_fallocate(descriptor, 0, octets)
     except OSError:
@@ -133,21 +142,34 @@ def _create(path: Path, octets: int) -> None:
     new.rename(path)
 
 
+def _keys(path: Path) -> list[str]:
+    """The keys in a file. Raises OSError or one of ``_DAMAGE``; the library takes some nonsense for an empty file."""
+    with path.open("rb") as file:
+        (used,) = struct.unpack("=i", file.read(4))
+    if not 0 <= used <= path.stat().st_size:
+        raise ValueError(f"{path} cannot hold {used} octets")
+    return [key for key, *_ in _read_values(str(path))]
+
+
 def readable(folder: Path) -> tuple[list[str], int]:
     """Paths of the value files that parse, and how many do not: one damaged file must not take the page away."""
     good: list[str] = []
     bad = 0
     for path in sorted(folder.glob("*.db")):
         try:
-            for _ in _read_values(str(path)):
-                pass
+            _keys(path)
         except FileNotFoundError:
             continue
-        except (OSError, RuntimeError, ValueError, struct.error):
+        except (OSError, *_DAMAGE):
             bad += 1
         else:
             good.append(str(path))
     return good, bad
+
+
+def merged(files: Sequence[str]) -> tuple[Metric, ...]:
+    """The values of all members as one page."""
+    return tuple(_merge(files))
 
 
 def observe_in_bulk(histogram: Histogram, counts: Sequence[int], total: float) -> None:
