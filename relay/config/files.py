@@ -55,7 +55,7 @@ def _tls(config: Config) -> Iterator[Fault]:
                 f"{key} does not belong to {certificate}",
                 "name the key that the certificate was made for",
             )
-        elif error.library == "SSL":  # loaded, but too weak for OpenSSL's security level
+        elif error.reason is not None:  # read, but e.g. too weak for OpenSSL's security level
             yield Fault(
                 ("tls", "certificate"), f"OpenSSL refuses it: {error.reason}", "get a certificate of 2048 bits or more"
             )
