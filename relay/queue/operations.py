@@ -1,0 +1,385 @@
+"""Owns: what one transaction of the queue does: a group of operations, in few statements.
+
+Statements hand Python's interpreter lock over at each step; while the event loop is busy each such hand-over can
+take as long as the loop's work. So what nearly every message needs (put, settle of all recipients) is done for the
+whole group in one step a table. Must not begin, commit or lock; must not know the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from relay.queue.bodies import Bodies, key_of
+from relay.queue.rows import BODY_COLUMNS, MESSAGE_COLUMNS, RECIPIENT_COLUMNS, NewRows, Row
+from relay.queue.statements import SQL
+from relay.queue.store import Action, Deferral, Lease, QueueError
+
+T = TypeVar("T")
+
+_ROWS_A_STATEMENT: Final = 64
+"""Largest number of rows one INSERT names; with the powers of two below it seven statements a table are prepared."""
+
+SWEEP_FILES: Final = 1000
+"""Orphans removed in one transaction, for nobody else writes meanwhile."""
+
+
+@dataclass(slots=True)
+class Circumstances:
+    """What a transaction knows besides the rows. ``unlink`` collects files to remove once it is committed."""
+
+    connection: sqlite3.Connection
+    holder: int
+    now: float
+    lease_s: float
+    bodies: Bodies
+    unlink: list[str]
+
+    def one(self, name: str, *parameters: Any) -> Any:
+        """The only column of the only row."""
+        return self.connection.execute(SQL[name], parameters).fetchone()[0]
+
+    def run(self, name: str, *parameters: Any) -> int:
+        """Rows changed."""
+        return self.connection.execute(SQL[name], parameters).rowcount
+
+
+class Operation(ABC, Generic[T]):
+    """Something a caller waits for. ``result`` is set by the transaction, ``future`` is resolved on the loop."""
+
+    __slots__ = ("begun", "deadline", "future", "octets", "result", "waiting")
+
+    def __init__(self, octets: int = 0) -> None:
+        self.future: asyncio.Future[T] | None = None
+        self.deadline = 0.0
+        self.waiting = True
+        """May still be withdrawn."""
+        self.begun = False
+        """Was part of a transaction: even one that failed may show up in the log after a crash."""
+        self.octets = octets
+        self.result: T | QueueError | None = None
+
+    @abstractmethod
+    def perform(self, at: Circumstances) -> T:
+        """Do it by itself. Raises sqlite3.Error, OSError, QueueError."""
+
+
+class Put(Operation[None]):
+    """Insert messages; their body files are in place."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: Sequence[NewRows]) -> None:
+        super().__init__(sum(len(row.octets) for row in rows if row.octets is not None))
+        self.rows = rows
+
+    def perform(self, at: Circumstances) -> None:
+        insert(at, self.rows)
+
+
+class Settle(Operation[bool]):
+    """Record one attempt."""
+
+    __slots__ = ("deferred", "finished", "keep", "lease", "reports")
+
+    def __init__(
+        self,
+        lease: Lease,
+        finished: Sequence[int],
+        deferred: Sequence[Deferral],
+        reports: Sequence[NewRows],
+        *,
+        keep: bool,
+    ) -> None:
+        super().__init__(sum(len(row.octets) for row in reports if row.octets is not None))
+        self.lease = lease
+        self.finished = finished
+        self.deferred = deferred
+        self.reports = reports
+        self.keep = keep
+
+    @property
+    def may_be_last(self) -> bool:
+        """True when it may be enough to delete the message: recipients 0 to n-1 are finished, nothing else."""
+        return (
+            not self.deferred
+            and not self.reports
+            and not self.keep
+            and (self.finished == (0,) or sorted(self.finished) == list(range(len(self.finished))))
+        )
+
+    def perform(self, at: Circumstances) -> bool:
+        key = self.lease.key
+        held = leases(at, [key]).get(key)
+        if held is None or held.token != self.lease.token:
+            return False
+        insert(at, self.reports)
+        if self.finished:
+            at.run("finish_recipients", key, json.dumps(self.finished))
+        for d in self.deferred:
+            at.run("defer_recipient", d.attempts, d.due, d.code, d.enhanced, d.text, d.host, key, d.number)
+        if not at.one("recipients_left", key):
+            delete(at, [key])
+            if held.file:
+                at.unlink.append(held.file)
+            return True
+        if self.deferred or self.finished:
+            at.run("set_due", key)
+        if not self.keep:
+            at.run("end_lease", key)
+        return True
+
+
+class Claim(Operation[tuple[list[int], float | None]]):
+    """Lease due messages; the keys, and when to ask again."""
+
+    __slots__ = ("limit",)
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def perform(self, at: Circumstances) -> tuple[list[int], float | None]:
+        found = at.connection.execute(SQL["due_keys"], {"now": at.now, "limit": self.limit}).fetchone()[0]
+        keys: list[int] = json.loads(found)
+        if keys:
+            at.run("lease_keys", at.holder, at.now + at.lease_s, found)
+        return keys, at.one("next_due")
+
+
+class Renew(Operation[list[Lease | None]]):
+    """Extend leases."""
+
+    __slots__ = ("leases",)
+
+    def __init__(self, leases: Sequence[Lease]) -> None:
+        super().__init__()
+        self.leases = leases
+
+    def perform(self, at: Circumstances) -> list[Lease | None]:
+        until = at.now + at.lease_s
+        return [
+            Lease(lease.key, lease.token, until) if at.run("renew_lease", until, lease.key, lease.token) else None
+            for lease in self.leases
+        ]
+
+
+class Release(Operation[None]):
+    """Give leases back: the messages may be claimed after ``delay_s``."""
+
+    __slots__ = ("delay_s", "keys")
+
+    def __init__(self, keys: Sequence[int], delay_s: float) -> None:
+        super().__init__()
+        self.keys = keys
+        self.delay_s = delay_s
+
+    def perform(self, at: Circumstances) -> None:
+        given = {"owner": at.holder, "keys": json.dumps(self.keys), "due": at.now + self.delay_s}
+        at.connection.execute(SQL["release_keys"], given)
+
+
+class TakeBack(Operation[None]):
+    """Delete what a cancelled put committed, if its lease is still ours."""
+
+    __slots__ = ("given",)
+
+    def __init__(self, given: Sequence[Lease]) -> None:
+        super().__init__()
+        self.given = given
+
+    def perform(self, at: Circumstances) -> None:
+        keys = [lease.key for lease in self.given]
+        held = leases(at, keys)
+        ours = [lease.key for lease in self.given if lease.key in held and held[lease.key].token == lease.token]
+        # Put without a lease: nobody holds it yet, or somebody does and delivers it.
+        ours += [lease.key for lease in self.given if lease.token == 0 and lease.key not in held]
+        delete(at, ours)
+        at.unlink.extend(file for key in ours if key in held and (file := held[key].file))
+
+
+class Act(Operation[int]):
+    """Hold or release messages of one identifier."""
+
+    __slots__ = ("action", "keys")
+
+    def __init__(self, keys: Sequence[int], action: Action) -> None:
+        super().__init__()
+        self.keys = keys
+        self.action = action
+
+    def perform(self, at: Circumstances) -> int:
+        changed = 0
+        for key in self.keys:
+            if self.action is Action.HOLD:
+                changed += at.run("hold_recipients", key)
+            else:
+                mended = at.run("clear_aside", key)
+                released = at.run("release_recipients", at.now, key)
+                changed += released or (at.one("recipients_left", key) if mended else 0)
+            at.run("set_due", key)
+        return changed
+
+
+class Aside(Operation[None]):
+    """Set entries aside: nobody claims them, nothing of them is deleted."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: Sequence[tuple[int, str]]) -> None:
+        super().__init__()
+        self.entries = entries
+
+    def perform(self, at: Circumstances) -> None:
+        for key, reason in self.entries:
+            at.run("set_aside", reason, key)
+
+
+class Void(Operation[tuple[int, list[bytes]]]):
+    """Void the leases of earlier incarnations of a slot; mark what their journal names."""
+
+    __slots__ = ("inherited", "slot")
+
+    def __init__(self, slot: int, inherited: Sequence[int]) -> None:
+        super().__init__()
+        self.slot = slot
+        self.inherited = inherited
+
+    def perform(self, at: Circumstances) -> tuple[int, list[bytes]]:
+        marked = json.dumps(self.inherited)
+        at.run("mark_duplicates", marked)
+        names = [row[0] for row in at.connection.execute(SQL["ids_of"], (marked,))]
+        given = {"slot": self.slot, "number": at.holder}
+        voided = at.connection.execute(SQL["void_slot"], given).rowcount
+        at.connection.execute(SQL["forget_slot"], given)
+        return voided, names
+
+
+class Sweep(Operation[int]):
+    """Remove files that no message names. In the transaction: no put can name one meanwhile."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def perform(self, at: Circumstances) -> int:
+        return remove_orphans(at.connection, at.bodies, self.names)
+
+
+def remove_orphans(connection: sqlite3.Connection, bodies: Bodies, names: Sequence[str]) -> int:
+    """Remove those body files that no message names; how many. Under the write lock. Raises sqlite3.Error."""
+    keys = json.dumps([key_of(name) for name in names])
+    used = set(json.loads(connection.execute(SQL["files_in_use"], (keys,)).fetchone()[0]))
+    orphans = [name for name in names if name not in used]
+    bodies.remove(*orphans)
+    return len(orphans)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A leased message as ``leases_of`` tells it."""
+
+    token: int
+    highest: int | None
+    file: str
+
+
+def leases(at: Circumstances, keys: Sequence[int]) -> dict[int, Held]:
+    """Those of the messages that are leased."""
+    found = json.loads(at.one("leases_of", json.dumps(keys)))
+    return {key: Held(token, highest, file) for key, token, highest, file in found}
+
+
+def insert(at: Circumstances, rows: Sequence[NewRows]) -> None:
+    """Insert whole messages. Raises QueueError when a body file has vanished meanwhile."""
+    for row in rows:
+        if row.file and not at.bodies.exists(row.file):
+            raise QueueError(f"body file {row.file} has vanished before its message was committed")
+    _insert(at, "insert_messages", MESSAGE_COLUMNS, [row.message for row in rows])
+    _insert(at, "insert_bodies", BODY_COLUMNS, [(row.key, row.octets) for row in rows if row.octets is not None])
+    _insert(at, "insert_recipients", RECIPIENT_COLUMNS, [recipient for row in rows for recipient in row.recipients])
+
+
+def _insert(at: Circumstances, name: str, columns: int, rows: Sequence[Row]) -> None:
+    position = 0
+    while position < len(rows):
+        count = min(_ROWS_A_STATEMENT, 1 << (len(rows) - position).bit_length() - 1)
+        values = [value for row in rows[position : position + count] for value in row]
+        at.connection.execute(_with_rows(name, columns, count), values)
+        position += count
+
+
+_INSERTS: Final[dict[tuple[str, int], str]] = {}
+
+
+def _with_rows(name: str, columns: int, count: int) -> str:
+    text = _INSERTS.get((name, count))
+    if text is None:
+        row = "(" + ", ".join("?" * columns) + ")"
+        text = _INSERTS[name, count] = SQL[name] + " " + ", ".join([row] * count)
+    return text
+
+
+def delete(at: Circumstances, keys: Sequence[int]) -> None:
+    """Delete whole messages; their files are the caller's to name."""
+    if keys:
+        wanted = json.dumps(keys)
+        at.run("delete_recipients", wanted)
+        at.run("delete_bodies", wanted)
+        at.run("delete_messages", wanted)
+
+
+def perform_group(at: Circumstances, group: Iterable[Operation[Any]]) -> None:
+    """Do all of a group, setting each result. Raises sqlite3.Error, OSError, QueueError: then nothing may be kept.
+
+    Puts come first (nobody else knows their keys yet), claims last (they may take what is released here); the rest
+    keeps its order, except that settles that only delete are gathered. Those look at the leases after everything
+    else was done, so they cannot delete what another operation of the group has taken from them.
+    """
+    puts: list[Put] = []
+    last: dict[int, Settle] = {}
+    others: list[Operation[Any]] = []
+    claims: list[Operation[Any]] = []
+    for operation in group:
+        if isinstance(operation, Put):
+            puts.append(operation)
+        elif isinstance(operation, Claim):
+            claims.append(operation)
+        elif isinstance(operation, Settle) and operation.may_be_last and operation.lease.key not in last:
+            last[operation.lease.key] = operation
+        else:
+            others.append(operation)
+    insert(at, [row for put in puts for row in put.rows])
+    for operation in others:
+        operation.result = operation.perform(at)
+    if last:
+        claims[:0] = _settle_last(at, last)
+    for operation in claims:
+        operation.result = operation.perform(at)
+
+
+def _settle_last(at: Circumstances, settles: dict[int, Settle]) -> list[Operation[Any]]:
+    """Delete the messages whose recipients are all finished; returns those to be done one by one."""
+    held = leases(at, list(settles))
+    slow: list[Operation[Any]] = []
+    finished: list[int] = []
+    for key, settle in settles.items():
+        lease = held.get(key)
+        if lease is None or lease.token != settle.lease.token:
+            settle.result = False
+        elif lease.highest is not None and lease.highest >= len(settle.finished):
+            slow.append(settle)
+        else:
+            settle.result = True
+            finished.append(key)
+            if lease.file:
+                at.unlink.append(lease.file)
+    delete(at, finished)
+    return slow

@@ -1,0 +1,141 @@
+"""Owns: looking at the queue from outside, running or stopped: for the command line and the web process.
+
+Read-only connections, each call its own; long listings go page by page, so that no reader keeps the log from being
+used again. Text that cannot be read is replaced, never raised. Must not change anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from relay.mail.address import Mailbox
+from relay.mail.envelope import QueueId
+from relay.queue.database import connect_readonly, fault
+from relay.queue.layout import Layout
+from relay.queue.rows import Row, listed_of
+from relay.queue.statements import SQL
+from relay.queue.store import Listed, QueuedRecipient, QueueError, RecipientState, Stats
+
+_PAGE: Final = 500
+"""Messages read at once."""
+
+
+def listing(spool: Path) -> Iterator[Listed]:
+    """All messages, those put by one worker in the order they came. Raises QueueError."""
+    layout = Layout.of(spool)
+    last = -1
+    while True:
+        with _reading(layout) as (connection,):
+            keys = [row[0] for row in connection.execute(SQL["list_keys"], (last, _PAGE))]
+            page = [listed for key in keys if (listed := _listed(connection, key)) is not None]
+        yield from page
+        if len(keys) < _PAGE:
+            return
+        last = keys[-1]
+
+
+def find(spool: Path, queue_id: QueueId) -> Listed | None:
+    """The message of that identifier. Raises QueueError."""
+    layout = Layout.of(spool)
+    with _reading(layout) as (connection,):
+        found = connection.execute(SQL["keys_of_id"], (queue_id,)).fetchone()
+        return _listed(connection, found[0]) if found else None
+
+
+def header(spool: Path, queue_id: QueueId, limit: int) -> bytes | None:
+    """The first ``limit`` octets of the message, None when there is none. Raises QueueError."""
+    layout = Layout.of(spool)
+    with _reading(layout) as (connection,):
+        found = connection.execute(SQL["keys_of_id"], (queue_id,)).fetchone()
+        content = connection.execute(SQL["select_content"], (found[0],)).fetchone() if found else None
+        if content is None:
+            return None
+        if not content[0]:
+            body = connection.execute(SQL["body_head"], (limit, found[0])).fetchone()
+            return bytes(body[0]) if body else None
+        try:
+            descriptor = os.open(layout.bodies / content[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.pread(descriptor, limit, 0)
+        finally:
+            os.close(descriptor)
+
+
+def read_stats(spool: Path) -> Stats:
+    """Depth and age. Raises QueueError."""
+    with _reading(Layout.of(spool)) as (connection,):
+        return stats_of(connection)
+
+
+def stats_of(connection: sqlite3.Connection) -> Stats:
+    """Depth and age. Raises sqlite3.Error."""
+    messages, leased, octets, oldest, corrupt, recipients, held, of_corrupt = connection.execute(
+        SQL["stats"]
+    ).fetchone()
+    return Stats(
+        messages=messages,
+        recipients=recipients - of_corrupt,
+        held=held,
+        leased=leased,
+        octets=octets,
+        oldest=oldest,
+        corrupt=corrupt,
+    )
+
+
+class _reading:  # noqa: N801  used like a function
+    """A read-only connection for one look; its faults come as QueueError."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def __enter__(self) -> tuple[sqlite3.Connection]:
+        if not self._layout.database.exists():
+            raise QueueError(f"{self._layout.database} does not exist; is server.spool the folder of a relay?")
+        try:
+            self._connection = connect_readonly(self._layout)
+        except sqlite3.Error as error:
+            raise fault(error, self._layout.database) from None
+        self._connection.text_factory = _lenient
+        return (self._connection,)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._connection.close()
+        if isinstance(error, sqlite3.Error | OSError):
+            raise fault(error, self._layout.database) from None
+
+
+def _lenient(octets: bytes) -> str:
+    return octets.decode("utf-8", "replace")
+
+
+def _listed(connection: sqlite3.Connection, key: int) -> Listed | None:
+    row = connection.execute(SQL["select_listed"], (key,)).fetchone()
+    if row is None:
+        return None
+    with closing(connection.execute(SQL["select_recipients"], (key,))) as cursor:
+        return listed_of(row, [_recipient(each) for each in cursor])
+
+
+def _recipient(row: Row) -> QueuedRecipient:
+    """As it is, for a person to look at: an unknown state counts as held, for nobody will try it."""
+    number, mailbox, state, attempts, due, code, enhanced, text, host = row
+    known = state in {each.value for each in RecipientState}
+    return QueuedRecipient(
+        number=number,
+        mailbox=Mailbox(str(mailbox)),
+        state=RecipientState(state) if known else RecipientState.HELD,
+        attempts=attempts,
+        due=due,
+        last_code=code,
+        last_enhanced=str(enhanced),
+        last_text=str(text),
+        last_host=str(host),
+    )
