@@ -12,6 +12,8 @@ from collections import Counter
 
 import pytest
 
+pytest_plugins = ["tests.bed.fixtures"]
+
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """smtp-sink, smtp-source and postfix live here; an unprivileged user's PATH often leaves it out."""
 
