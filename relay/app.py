@@ -10,10 +10,10 @@ import encodings.idna
 import importlib
 from typing import Final
 
-from relay.config.schema import Config
+from relay import worker as worker_role
 from relay.control import Child
 from relay.hub import server as hub_server
-from relay import worker as worker_role
+from relay.web import server as web_server
 
 _CODECS: Final = (encodings.idna,)
 """Looked up by name at run time (host names), when an import is not possible any more."""
@@ -22,12 +22,10 @@ _LATE: Final = ("asyncio.unix_events", "concurrent.futures.thread", "ctypes.util
 """Modules that others import on first use."""
 
 
-def preload(config: Config) -> None:
-    """Import everything that the roles of this configuration need, in the supervisor."""
+def preload() -> None:
+    """Import what the roles would import later; in the supervisor, before the first fork."""
     for name in _LATE:
         importlib.import_module(name)
-    if config.web.listen is not None:
-        importlib.import_module("relay.web.server")
 
 
 def worker(child: Child) -> int:
@@ -40,7 +38,11 @@ def hub(child: Child) -> int:
     return hub_server.run(child)
 
 
+def load_web() -> None:
+    """Import what only web needs; in its process, before it becomes another user."""
+    web_server.preload()
+
+
 def web(child: Child) -> int:
     """Answer /metrics, /livez and /readyz."""
-    # By name: without web.listen nothing of it is loaded.
-    return int(importlib.import_module("relay.web.server").run(child))
+    return web_server.run(child)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -59,6 +60,11 @@ class Verdict(IntEnum):
 _IPV4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
+KEYS_CACHED: Final = 4096
+"""Addresses whose keys are remembered (half a megabyte): each is needed twice a connection, and parsing takes 0.7 µs."""
+
+
+@lru_cache(KEYS_CACHED)
 def client_key(client: str) -> int:
     """The 64 bits a client is counted by: an IPv4 address, or the /64 of an IPv6 address.
 

@@ -7,15 +7,15 @@ It must not know SMTP, the queue or the directory.
 from __future__ import annotations
 
 import asyncio
-import socket
-from typing import Final
+from typing import Final, cast
 
 import uvloop
 
 from relay.config.schema import Config, Limits
-from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready
+from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready, Reopen
 from relay.hub.frames import ANSWER, REQUEST, VERSION, Ask, Tell, Verdict
-from relay.telemetry.maillog import note
+from relay.telemetry.logs import LogWriter
+from relay.telemetry.maillog import MailLog, adopt, note
 
 CONNECTIONS_MAX: Final = 256
 """Open connections: 64 workers (the most there can be), their predecessors not yet noticed as dead, and diagnosis."""
@@ -97,8 +97,7 @@ class WorkerLink(asyncio.Protocol):
         self.holds = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is no subclass of it
         if len(self._hub.workers) >= CONNECTIONS_MAX:
             self._break("there are too many connections")
             return
@@ -191,38 +190,59 @@ class WorkerLink(asyncio.Protocol):
             self._transport.abort()
 
 
-async def _serve(child: Child, listening: socket.socket) -> int:
-    loop = asyncio.get_running_loop()
-    control = Control(child.control, loop, child.config.process.heartbeat_timeout_s)
-    hub = Hub(child, loop)
-    stop = loop.create_future()
-    pending: list[Config] = []
+class Member:
+    """The hub as a member of the process tree: log, configuration, drain."""
 
-    def prepare(message: Prepare) -> None:
-        pending[:] = [message.config]
-        control.send(Prepared())
+    def __init__(self, child: Child, loop: asyncio.AbstractEventLoop) -> None:
+        self._hub = Hub(child, loop)
+        self._listening = child.hub
+        self._prepared: Config | None = None
+        self._config = child.config
+        self._writer = LogWriter(child.config.log.file)
+        self._adopt_log()
+        self._drained = asyncio.Event()
+        self._control = Control(child.control, loop, child.config.process.heartbeat_timeout_s)
+        self._control.on(Prepare, self._prepare)
+        self._control.on(Commit, self._commit)
+        self._control.on(Abort, self._abort)
+        self._control.on(Reopen, lambda _: self._writer.reopen())
+        self._control.on(Drain, lambda _: self._drained.set())
 
-    def commit(_: Commit) -> None:
-        hub.counts.limit(pending.pop().limits)
+    async def serve(self) -> int:
+        """Count until drained; the exit code."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(lambda: WorkerLink(self._hub), sock=self._listening)
+        self._control.send(Ready())
+        await self._drained.wait()
+        server.close()
+        for worker in tuple(self._hub.workers):
+            worker.close()
+        self._control.close()
+        self._writer.close()
+        return 0
 
-    def drain(_: Drain) -> None:
-        if not stop.done():
-            stop.set_result(None)
+    def _prepare(self, message: Prepare) -> None:
+        self._prepared = message.config
+        self._control.send(Prepared())
 
-    control.on(Prepare, prepare)
-    control.on(Commit, commit)
-    control.on(Abort, lambda _: pending.clear())
-    control.on(Drain, drain)
-    server = await loop.create_unix_server(lambda: WorkerLink(hub), sock=listening)
-    control.send(Ready())
-    await stop
-    server.close()
-    for worker in tuple(hub.workers):
-        worker.close()
-    return 0
+    def _commit(self, _: Commit) -> None:
+        if self._prepared is not None:
+            self._config, self._prepared = self._prepared, None
+            self._hub.counts.limit(self._config.limits)
+            self._adopt_log()
+
+    def _abort(self, _: Abort) -> None:
+        self._prepared = None
+
+    def _adopt_log(self) -> None:
+        """Its few lines are written at once, without a thread."""
+        adopt(MailLog(self._writer, self._config.log.format, self._config.server.hostname))
 
 
 def run(child: Child) -> int:
     """Serve until drained; returns the exit code. The listening socket is the supervisor's and outlives this hub."""
-    assert child.hub is not None
-    return uvloop.run(_serve(child, child.hub))
+
+    async def serve() -> int:
+        return await Member(child, asyncio.get_running_loop()).serve()
+
+    return uvloop.run(serve())

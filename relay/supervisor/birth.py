@@ -19,7 +19,16 @@ from relay.supervisor.child import EXIT_CRASHED, fork, settle
 from relay.supervisor.ground import Ground
 from relay.supervisor.members import Part, Process, Slot
 
-Roles: TypeAlias = Mapping[Part, Callable[[Child], int]]
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """``run`` in the final user's process; ``load`` before it, in the child: imports that no other role shares."""
+
+    run: Callable[[Child], int]
+    load: Callable[[], None] = lambda: None
+
+
+Roles: TypeAlias = Mapping[Part, Role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +72,9 @@ def _live(
     listening = ground.listening
     listening.close_but(mail=part is Part.WORKER, web=part is Part.WEB, hub=part is Part.HUB)
     try:
+        around.roles[part].load()
         who = ground.identities
-        settle(who.hub if part is Part.HUB else who.worker, parent, f"relay: {slot.name}")
+        settle(who.hub if part is Part.HUB else who.worker, parent, f"relay-{slot.name}")
         child = Child(
             config=config,
             secrets=receive_start(control).secrets,
@@ -78,7 +88,7 @@ def _live(
             hub_address=listening.hub_address,
             boot_id=ground.boot_id,
         )
-        return around.roles[part](child)
+        return around.roles[part].run(child)
     except Exception as error:  # noqa: BLE001 - the boundary of the process: the supervisor logs the reason
         traceback.print_exc()
         with contextlib.suppress(OSError):

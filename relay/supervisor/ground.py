@@ -5,21 +5,25 @@ Users, lock, folders, sockets, queue. All of it is the supervisor's for the life
 
 from __future__ import annotations
 
-import importlib
+import json
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from relay.config.schema import Config
+from relay.mail.envelope import QueueId
+from relay.queue.boot import boot_id
+from relay.queue.prepare import PrepareReport, prepare
+from relay.queue.store import QueueError
 from relay.supervisor import sockets, spool
 from relay.supervisor.child import fork, settle
 from relay.supervisor.errors import Refusal
 from relay.supervisor.privileges import Identities, Identity, identities
 from relay.telemetry import valuefiles
 
-_REASON_MAX: Final = 4096  # octets: fits a pipe without a reader
+_REPORT_MAX: Final = 256 * 1024  # characters: ten times the thousand names a report holds at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class Ground:
     listening: sockets.Listening
     boot_id: str
     workers: int
+    queue: PrepareReport
+    """What was found in the queue."""
 
 
 def lay(config: Config) -> Ground:
@@ -47,7 +53,7 @@ def lay(config: Config) -> Ground:
             raise Refusal(f"{error.filename}: {error.strerror}; check owner and mode") from None
         listening = sockets.open_all(config, run, None if who.worker is None else who.worker.gid)
         try:
-            _prepare_queue(config, who.worker)
+            report = _prepare_queue(config.server.spool, who.worker)
         except Refusal:
             listening.close()
             raise
@@ -56,7 +62,7 @@ def lay(config: Config) -> Ground:
         raise
     # One worker per core that this process may use; 64 is the most that server.workers allows.
     workers = config.server.workers or min(len(os.sched_getaffinity(0)), 64)
-    return Ground(who, descriptor, listening, spool.boot_id(), workers)
+    return Ground(who, descriptor, listening, boot_id(), workers, report)
 
 
 def _raise_descriptor_limit() -> None:
@@ -65,31 +71,32 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _prepare_queue(config: Config, worker: Identity | None) -> None:
+def _prepare_queue(spool_path: Path, worker: Identity | None) -> PrepareReport:
     """Make or upgrade the queue as the workers' user, in a process of its own: the supervisor opens no database."""
-    # By name: the store is chosen by configuration once there is a second one.
-    prepare = importlib.import_module("relay.queue.sqlite").prepare
     reader, writer = os.pipe()
     parent = os.getpid()
 
     def body() -> int:
         os.close(reader)
-        settle(worker, parent, "relay: prepare")
-        try:
-            prepare(config.server.spool)
-        except Exception as error:  # noqa: BLE001 - the boundary of this process: every reason goes to the operator
-            os.write(writer, f"{type(error).__name__}: {error}".encode()[:_REASON_MAX])
-            return 1
+        with open(writer, "w", encoding="utf-8") as pipe:
+            settle(worker, parent, "relay-prepare")
+            try:
+                json.dump(asdict(prepare(spool_path)), pipe)
+            except QueueError as error:
+                json.dump(str(error), pipe)
         return 0
 
     pid = fork(body)
     os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        said = pipe.read(_REPORT_MAX)
     _, status = os.waitpid(pid, 0)
-    reason = os.read(reader, _REASON_MAX).decode("utf-8", "replace")
-    os.close(reader)
     if status != 0:
-        why = reason or f"the process ended with code {os.waitstatus_to_exitcode(status)}"
-        raise Refusal(f"server.spool: the queue in {config.server.spool} cannot be used: {why}")
+        raise Refusal(f"server.spool: the queue cannot be used: the process ended with status {status}; see above")
+    result = json.loads(said)
+    if not isinstance(result, dict):
+        raise Refusal(f"server.spool: the queue cannot be used: {result}")
+    return PrepareReport(**{**result, "duplicates": tuple(map(QueueId, result["duplicates"]))})
 
 
 def leave(ground: Ground) -> None:

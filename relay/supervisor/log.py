@@ -16,7 +16,7 @@ class SupervisorLog:
     def __init__(self, config: Config, worker: Identity | None) -> None:
         """Raise Refusal when the file cannot be written."""
         self._worker = worker
-        self._writer = self._open(config)
+        self._writer, self.mail = self._open(config)
 
     def reopen(self, config: Config) -> None:
         """Open the file again by its name; when that fails, the old one stays and is told so."""
@@ -26,16 +26,17 @@ class SupervisorLog:
             note("error", "log_not_opened", why=str(refusal))
             return
         self._writer.close()
-        self._writer = fresh
+        self._writer, self.mail = fresh
 
-    def _open(self, config: Config) -> LogWriter:
+    def _open(self, config: Config) -> tuple[LogWriter, MailLog]:
         share_log(config, self._worker)
         try:
             writer = LogWriter(config.log.file)
         except OSError as error:
             raise _refusal(config, error) from None
-        adopt(MailLog(writer, config.log.format, config.server.hostname))
-        return writer
+        mail = MailLog(writer, config.log.format, config.server.hostname)
+        adopt(mail)
+        return writer, mail
 
 
 def share_log(config: Config, worker: Identity | None) -> None:

@@ -201,7 +201,7 @@ def needs_restart(old: Config, new: Config) -> list[str]:
         "server.workers": (old.server.workers, new.server.workers),
         "process.user": (old.process.user, new.process.user),
         "process.hub_user": (old.process.hub_user, new.process.hub_user),
-        "listener.address": (_addresses(old), _addresses(new)),
+        "listener": (_listeners(old), _listeners(new)),
         "web.listen": (old.web.listen, new.web.listen),
     }
     return [
@@ -211,8 +211,8 @@ def needs_restart(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _addresses(config: Config) -> tuple[str, ...]:
-    return tuple(sorted(listener.address for listener in config.listener))
+def _listeners(config: Config) -> tuple[str, ...]:
+    return tuple(sorted(f"{listener.name} on {listener.address}" for listener in config.listener))
 
 
 def _text(value: object) -> str:

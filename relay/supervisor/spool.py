@@ -149,11 +149,6 @@ def _hand_over(folder: int, path: Path, owner: Identity) -> None:
     os.fchown(folder, owner.uid, owner.gid)
 
 
-def boot_id() -> str:
-    """The kernel's name of this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
 def write_pidfile(path: Path) -> None:
     """This process's pid, whole or not at all: readers may wait for the file to appear. Raises OSError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")

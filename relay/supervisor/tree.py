@@ -22,7 +22,7 @@ from relay import app
 from relay.config.schema import Config
 from relay.control import Beat, ControlError, Drain, Failed, Prepared, Ready, Refused, Start, ToChild, Workers
 from relay.supervisor import spool
-from relay.supervisor.birth import Circumstances, Roles, birth
+from relay.supervisor.birth import Circumstances, Role, Roles, birth
 from relay.supervisor.child import SIGNALS
 from relay.supervisor.errors import EXIT_FAILED, EXIT_REFUSED, Refusal
 from relay.supervisor.ground import Ground, lay, leave
@@ -32,6 +32,7 @@ from relay.supervisor.members import Part, Process, Slot, places, secrets_for
 from relay.supervisor.notify import notify, take_address
 from relay.supervisor.reload import Means, Reload
 from relay.telemetry.maillog import note
+from relay.telemetry.metrics import Metrics
 
 LAST_S: Final = 2.0
 """Hub and web have this long to end once the last worker has gone."""
@@ -65,9 +66,9 @@ def run(config_path: Path, config: Config, pidfile: Path | None, roles: Roles | 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # nothing is running yet: a signal simply ends the start
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    roles = roles or {Part.WORKER: app.worker, Part.HUB: app.hub, Part.WEB: app.web}
+    roles = roles or {Part.WORKER: Role(app.worker), Part.HUB: Role(app.hub), Part.WEB: Role(app.web, app.load_web)}
     try:
-        app.preload(config)
+        app.preload()
         ground = lay(config)
         if pidfile is not None:
             spool.remove_pidfile(pidfile, stale=True)
@@ -76,6 +77,13 @@ def run(config_path: Path, config: Config, pidfile: Path | None, roles: Roles | 
         for problem in refusal.problems:
             print(f"relay: {problem}", file=sys.stderr)  # noqa: T201 - the start's own terminal, before there is a log
         return EXIT_REFUSED
+    found = ground.queue
+    note(
+        "info", "queue_opened", messages=found.messages, migrated_from=found.migrated_from, voided=found.voided,
+        restarted=found.restarted, possible_duplicates=found.marked, orphans=found.orphans,
+    )  # fmt: skip
+    for queue_id in found.duplicates:
+        log.mail.possible_duplicate(queue_id)
     tree = Tree(config_path, config, pidfile, ground, log, roles)
     try:
         return tree.live()
@@ -93,6 +101,7 @@ class Tree:
     ) -> None:
         self._pidfile = pidfile
         self._ground = ground
+        self._metrics = Metrics(config.server.spool / "metrics", "supervisor")
         self._slots = places(ground.workers, web=config.web.listen is not None)
         self._workers = tuple(slot for slot in self._slots if slot.part is Part.WORKER)
         self._around = Circumstances(ground, roles, self._close_own)
@@ -254,6 +263,9 @@ class Tree:
             self._fail(EXIT_FAILED, f"{slot.name} did not start: {why}")
         elif self._phase in (Phase.STARTING, Phase.RUNNING):
             note("warning", "process_died", process=slot.name, pid=process.pid, why=why, pause_s=pause)
+            cause = "heartbeat" if process.killed_because else "exit" if code >= 0 else "signal"
+            self._metrics.restarted(str(slot.part), cause)
+            self._metrics.flush()
         elif code != 0:
             note("warning", "process_died", process=slot.name, pid=process.pid, why=why)
 
