@@ -11,6 +11,7 @@ import binascii
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import BinaryIO, Final
 
 from relay.directory.lines import lines
@@ -40,38 +41,36 @@ Report = Callable[[int, LdifFault], None]
 
 @dataclass(slots=True)
 class Record:
-    """The wanted values of one entry, attribute names in lower case, in the file's order; ``line`` is its first.
+    """The wanted values of one entry in the file's order: line, attribute in lower case, value.
 
     ``broken`` names the wanted attributes that had a value which could not be used, so that whoever takes absence
     for permission can tell the difference.
     """
 
-    line: int
-    values: list[tuple[str, str]] = field(default_factory=list)
+    values: list[tuple[int, str, str]] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
 
 
 def records(file: BinaryIO, wanted: frozenset[str], report: Report) -> Iterator[Record]:
-    """The entries of an LDIF file. ``wanted`` are attribute names in lower case; options (``;lang-en``) are ignored.
+    """The entries of an LDIF file that have a wanted attribute.
 
+    ``wanted`` are attribute names in lower case; options behind a name (``;lang-en``) are ignored.
     Each line that cannot be used is reported with its number and left out. Raises OSError.
     """
-    record = Record(0)
+    record = Record()
     change = False
     for number, line, fault in _unfolded(file, wanted, report):
         if not line:
-            if record.line and not change:
+            if (record.values or record.broken) and not change:
                 yield record
-            record, change = Record(0), False
+            record, change = Record(), False
             continue
         name, colon, rest = line.partition(b":")
         if not colon:
-            report(number, LdifFault.LINE)
+            if not change:
+                report(number, LdifFault.LINE)
             continue
-        attribute = _base(name).decode("ascii", "replace")
-        if attribute == "version" and not record.line:
-            continue
-        record.line = record.line or number
+        attribute = _base(name)
         if attribute == "changetype" and rest.strip().lower() != b"add":
             report(number, LdifFault.CHANGE)
             change = True
@@ -84,14 +83,15 @@ def records(file: BinaryIO, wanted: frozenset[str], report: Report) -> Iterator[
             report(number, value)
             record.broken.add(attribute)
         else:
-            record.values.append((attribute, value))
-    if record.line and not change:
+            record.values.append((number, attribute, value))
+    if (record.values or record.broken) and not change:
         yield record
 
 
-def _base(name: bytes) -> bytes:
+@lru_cache(maxsize=1024)  # an export has some dozen different names; a file full of other ones only loses the speed
+def _base(name: bytes) -> str:
     """The attribute's name without options, in lower case."""
-    return name.partition(b";")[0].strip().lower()
+    return name.partition(b";")[0].strip().lower().decode("ascii", "replace")
 
 
 def _value(rest: bytes) -> str | LdifFault:
@@ -114,10 +114,10 @@ def _value(rest: bytes) -> str | LdifFault:
 def _unfolded(file: BinaryIO, wanted: frozenset[str], report: Report) -> Iterator[tuple[int, bytes, LdifFault | None]]:
     """Logical lines with the number of their first physical one; comments are gone, an empty line stays.
 
-    Of attributes nobody wants only the name comes through, and their continuations are dropped instead of joined; so
-    it is for wanted ones that are too long, which come with their fault.
+    Attributes nobody wants do not come through, and their continuations are dropped instead of joined. Of wanted ones
+    that are too long the name comes, with the fault.
     """
-    keep = frozenset(name.encode("ascii") for name in wanted | {"changetype", "version"})
+    keep = wanted | {"changetype"}
     parts: list[bytes] = []
     octets = first = 0
     # Whether a continuation belongs to something that is not kept: a comment, an attribute nobody wants.
@@ -142,9 +142,14 @@ def _unfolded(file: BinaryIO, wanted: frozenset[str], report: Report) -> Iterato
             continue
         name, colon, _ = line.partition(b":")
         # A name may itself be folded: without its colon the line has to be joined before anything is known about it.
-        if colon and (not whole or _base(name) not in keep):
+        if colon and _base(name) not in keep:
             dropping = True
-            yield number, name + colon, None if whole else LdifFault.LONG
+        elif not whole:
+            dropping = True
+            if colon:
+                yield number, name + colon, LdifFault.LONG
+            else:
+                report(number, LdifFault.LONG)
         elif line:
             parts, octets, first = [line], len(line), number
         else:

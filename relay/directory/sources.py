@@ -188,13 +188,13 @@ class _Reader:
 
         for record in ldif.records(file, frozenset((MAIL, PROXY, self.restriction)), report):
             entry = self._entry(record)
-            for attribute, value in record.values:
+            for number, attribute, value in record.values:
                 if attribute == MAIL:
-                    self._add(record.line, value, entry)
+                    self._add(number, value, entry)
                 elif attribute == PROXY:
                     kind, colon, address = value.partition(":")
                     if colon and kind.lower() == "smtp":
-                        self._add(record.line, address, entry)
+                        self._add(number, address, entry)
                     else:
                         self.tally.skip(Skip.OTHER_KIND)
 
@@ -204,7 +204,7 @@ class _Reader:
         A restriction that cannot be read restricts: taking it for FALSE would open what somebody meant to close.
         """
         entry = Entry(ACCEPT | RESTRICTED) if self.restriction in record.broken else _ACCEPTED
-        for attribute, value in record.values:
+        for _, attribute, value in record.values:
             if attribute == self.restriction and value.upper() not in ("FALSE", ""):
                 entry = Entry(ACCEPT | RESTRICTED, operator_text("" if value.upper() == "TRUE" else value))
         return entry
