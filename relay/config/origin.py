@@ -39,7 +39,7 @@ class ConfigErrors(Exception):
     """The configuration cannot be used. ``str`` prints one line for each problem."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = sorted(set(problems), key=lambda problem: (problem.file, problem.line, problem.key))
+        self.problems = sorted(dict.fromkeys(problems), key=lambda problem: (problem.file, problem.line, problem.key))
         super().__init__("\n".join(map(str, self.problems)))
 
 

@@ -64,8 +64,10 @@ def test_a_configuration_that_fits_the_machine_has_no_problem(problems, pair):
 
 def test_a_certificate_and_a_key_that_are_not_there(problems):
     assert problems(TLS) == [
-        "relay.toml:13: tls.certificate: certificate.pem: No such file or directory; "
-        "write the path of the certificate (PEM)",
+        (
+            "relay.toml:13: tls.certificate: certificate.pem: No such file or directory; "
+            "write the path of the certificate (PEM)"
+        ),
         "relay.toml:14: tls.key: key.pem: No such file or directory; write the path of the private key (PEM)",
     ]
 
@@ -73,8 +75,10 @@ def test_a_certificate_and_a_key_that_are_not_there(problems):
 def test_a_key_of_another_certificate(problems, pair, authority):
     authority.issue_cert("other.example.com").private_key_pem.write_to_path(pair / "key.pem")
     assert problems(TLS) == [
-        "relay.toml:14: tls.key: key.pem does not belong to certificate.pem; "
-        "name the key that the certificate was made for"
+        (
+            "relay.toml:14: tls.key: key.pem does not belong to certificate.pem; "
+            "name the key that the certificate was made for"
+        )
     ]
 
 
@@ -113,8 +117,10 @@ def test_inputs_of_the_directory_that_are_not_there_or_folders(problems, tmp_pat
     (tmp_path / "folder").mkdir()
     sources = '[directory]\nsources = [\n{ type = "list", path = "none.txt" },\n{ type = "ldif", path = "folder" }]\n'
     assert problems(sources) == [
-        "relay.toml:14: directory.sources[0].path: none.txt: No such file or directory; "
-        "write the path of an existing file",
+        (
+            "relay.toml:14: directory.sources[0].path: none.txt: No such file or directory; "
+            "write the path of an existing file"
+        ),
         "relay.toml:15: directory.sources[1].path: folder is a folder; write the path of an existing file",
     ]
 
@@ -122,8 +128,10 @@ def test_inputs_of_the_directory_that_are_not_there_or_folders(problems, tmp_pat
 def test_a_spool_below_a_file(problems, tmp_path):
     (tmp_path / "file").touch()
     assert problems(SERVER__SPOOL="file/deep/spool") == [
-        "DMZ_RELAY__SERVER__SPOOL: server.spool: file: Not a directory; "
-        "make the folder file and let the relay write to it"
+        (
+            "DMZ_RELAY__SERVER__SPOOL: server.spool: file: Not a directory; "
+            "make the folder file and let the relay write to it"
+        )
     ]
 
 
@@ -143,10 +151,14 @@ def test_a_log_without_folder_and_a_log_that_is_one(problems):
 def test_users_that_do_not_exist_or_are_root(problems):
     lines = problems(PROCESS__USER="no-such-user", PROCESS__HUB_USER="root")
     assert lines == [
-        'DMZ_RELAY__PROCESS__USER: process.user: there is no user "no-such-user"; make it (useradd --system '
-        '--user-group --no-create-home --shell /usr/sbin/nologin no-such-user), or write user = "" to stay root',
-        'DMZ_RELAY__PROCESS__HUB_USER: process.hub_user: "root" is root; '
-        'name an ordinary user, or write hub_user = "" to stay root',
+        (
+            'DMZ_RELAY__PROCESS__USER: process.user: there is no user "no-such-user"; make it (useradd --system '
+            '--user-group --no-create-home --shell /usr/sbin/nologin no-such-user), or write user = "" to stay root'
+        ),
+        (
+            'DMZ_RELAY__PROCESS__HUB_USER: process.hub_user: "root" is root; '
+            'name an ordinary user, or write hub_user = "" to stay root'
+        ),
     ]
 
 

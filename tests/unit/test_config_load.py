@@ -121,8 +121,10 @@ class TestEnvironment:
     def test_a_value_cannot_smuggle_in_a_second_key(self, file):
         lines = problems(file, {"DMZ_RELAY__LIMITS__SESSIONS": "1\nerrors = 0"})
         assert lines == [
-            'DMZ_RELAY__LIMITS__SESSIONS: limits.sessions: "1\\nerrors = 0" is not a whole number; '
-            "write sessions = 2000 (the default)"
+            (
+                'DMZ_RELAY__LIMITS__SESSIONS: limits.sessions: "1\\nerrors = 0" is not a whole number; '
+                "write sessions = 2000 (the default)"
+            )
         ]
 
     def test_a_section_that_the_file_lacks_may_come_from_the_environment(self, file):
@@ -143,8 +145,10 @@ class TestEnvironment:
         file.write_text(GOOD + "[limits]\nsessions = 5\nerrors = -1\n")
         assert problems(file, {"DMZ_RELAY__LIMITS__SESSIONS": "many"}) == [
             "relay.toml:17: limits.errors: -1 is too small; write 0 or more",
-            'DMZ_RELAY__LIMITS__SESSIONS: limits.sessions: "many" is not a whole number; '
-            "write sessions = 2000 (the default)",
+            (
+                'DMZ_RELAY__LIMITS__SESSIONS: limits.sessions: "many" is not a whole number; '
+                "write sessions = 2000 (the default)"
+            ),
         ]
 
     def test_a_variable_that_names_nothing_is_an_error_with_the_nearest_name(self, file):
@@ -157,19 +161,25 @@ class TestEnvironment:
         assert problems(file, environ) == [
             "DMZ_RELAY__LIMITS__SESSION: limits.session: there is no such key; did you mean sessions?",
             "DMZ_RELAY__LIMIT__SESSIONS: limit: there is no such table; did you mean limits?",
-            "DMZ_RELAY__LISTENER__ADDRESS: listener: there may be several of these tables; "
-            "set the whole list: DMZ_RELAY__LISTENER='[{key = \"value\"}]'",
+            (
+                "DMZ_RELAY__LISTENER__ADDRESS: listener: there may be several of these tables; "
+                "set the whole list: DMZ_RELAY__LISTENER='[{key = \"value\"}]'"
+            ),
             "DMZ_RELAY__SERVER__HOST__NAME: names no key; write DMZ_RELAY__SECTION__KEY=value",
         ]
 
     def test_a_fault_of_the_whole_names_the_variable_that_made_it(self, file):
         assert problems(file, {"DMZ_RELAY__QUEUE__LEASE_S": "60"}) == [
-            "DMZ_RELAY__QUEUE__LEASE_S: queue.lease_s: 60 is not longer than delivery.final_reply_timeout_s (600); "
-            "write lease_s = 900"
+            (
+                "DMZ_RELAY__QUEUE__LEASE_S: queue.lease_s: 60 is not longer than delivery.final_reply_timeout_s (600); "
+                "write lease_s = 900"
+            )
         ]
         assert problems(file, {"DMZ_RELAY__DELIVERY__FINAL_REPLY_TIMEOUT_S": "1200"}) == [
-            "DMZ_RELAY__DELIVERY__FINAL_REPLY_TIMEOUT_S: queue.lease_s: "
-            "900 is not longer than delivery.final_reply_timeout_s (1200); write lease_s = 1500"
+            (
+                "DMZ_RELAY__DELIVERY__FINAL_REPLY_TIMEOUT_S: queue.lease_s: "
+                "900 is not longer than delivery.final_reply_timeout_s (1200); write lease_s = 1500"
+            )
         ]
 
 
