@@ -20,6 +20,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -36,7 +37,6 @@ from relay.outbound.results import Judged, Results, Tried, boot_clock
 from relay.outbound.runner import Delivery, Runner
 from relay.policy.outcome import client_reply
 from relay.policy.route import Route
-from relay.queue.journal import Journal
 from relay.queue.store import Deferral, Lease, NewMessage, QueueError, QueueFull, Settlement, Store
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics
@@ -105,7 +105,10 @@ class ExpressAttempt:
             lease = self.delivery.lease
             if lease.until - boot_clock() < self._lane.final_reply_timeout_s:
                 return False
-            self._cell = self._dispatch.journal.mark(lease.key)
+            try:
+                self._cell = self._dispatch.store.mark(lease.key)
+            except QueueError:
+                return False
         self._dot_sent = True
         return True
 
@@ -187,7 +190,8 @@ class ExpressAttempt:
         )
         dispatch.runner.keep(self.delivery)
         if self._dot_sent:
-            self._cell = dispatch.journal.mark(lease.key)
+            with suppress(QueueError):  # the row itself is marked as in flight
+                self._cell = dispatch.store.mark(lease.key)
         dispatch.metrics.late()
         dispatch.metrics.queued("slow")
         dispatch.log.queued(self.envelope.id, "slow", self.content.size)
@@ -199,18 +203,15 @@ class ExpressAttempt:
 class Dispatch:
     """Express and queue for one worker."""
 
-    def __init__(
-        self, config: Config, slot: int, store: Store, journal: Journal, lanes: Lanes, log: MailLog, metrics: Metrics
-    ) -> None:
+    def __init__(self, config: Config, slot: int, store: Store, lanes: Lanes, log: MailLog, metrics: Metrics) -> None:
         self.store = store
-        self.journal = journal
         self.lanes = lanes
         self.log = log
         self.metrics = metrics
         self.next_id = Ids(slot).next
         self.open_body = store.open_body
         self.results = Results(config, log, metrics, self.next_id)
-        self.runner = Runner(config, store, journal, lanes, self.results, log, metrics)
+        self.runner = Runner(config, store, lanes, self.results, log, metrics)
         self._attempts: deque[ExpressAttempt] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False

@@ -36,7 +36,7 @@ from relay.net.tls import TlsError, server_context
 from relay.outbound import lanes
 from relay.outbound.lanes import Lanes
 from relay.queue.sqlite import SqliteStore
-from relay.queue.store import QueueError
+from relay.queue.store import QueueError, SetAside
 from relay.telemetry.logs import LogWriter
 from relay.telemetry.maillog import MailLog, adopt
 from relay.telemetry.metrics import FLUSH_S, Metrics
@@ -84,10 +84,12 @@ class Worker:
         loop.remove_signal_handler(signal.SIGINT)
         self._writer.start(loop, self.metrics.log_lines_lost)
         self._report_snapshot(taken=self.directory.snapshot is not None)
-        self.store = SqliteStore(config.server.spool, child.owner, child.slot, config.queue, loop)
+        self.store = SqliteStore(
+            config.server.spool, child.owner, child.slot, config.queue, loop, on_aside=self._entry_set_aside
+        )
         await self._take_over()
         self.lanes = Lanes(config, child.live_workers, self.log, self.metrics)
-        self.dispatch = Dispatch(config, child.slot, self.store, self.store.journal, self.lanes, self.log, self.metrics)
+        self.dispatch = Dispatch(config, child.slot, self.store, self.lanes, self.log, self.metrics)
         self.hub = HubClient(
             child.hub_address, config.limits.sessions, config.limits.sessions_per_client, child.live_workers
         )
@@ -123,8 +125,14 @@ class Worker:
 
     async def _take_over(self) -> None:
         """Free what an earlier process of this slot held, and name what it may have delivered."""
-        for queue_id in await self.store.take_over_slot():
+        taken = await self.store.take_over_slot()
+        for queue_id in taken.duplicates:
             self.log.possible_duplicate(queue_id)
+        if taken.voided:
+            self.log.note("info", "leases_voided", count=taken.voided)
+
+    def _entry_set_aside(self, entry: SetAside) -> None:
+        self.log.alarm("queue_entry_set_aside", id=entry.id, key=entry.key, cause=entry.reason)
 
     # --- upkeep --------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from relay.outbound.lanes import Lanes
 from relay.outbound.results import Judged, Results, Tried, boot_clock
 from relay.policy.outcome import Outcome, classify
 from relay.policy.route import Route
-from relay.queue.journal import Journal
 from relay.queue.store import Claimed, Lease, QueueError, Settlement, Store
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics
@@ -101,7 +100,10 @@ class QueueAttempt:
         lease = self.delivery.lease
         if lease.until - boot_clock() < self._lane.final_reply_timeout_s:
             return False
-        self._cell = self._runner.journal.mark(lease.key)
+        try:
+            self._cell = self._runner.store.mark(lease.key)
+        except QueueError:
+            return False
         return True
 
     def done(self, answers: list[Answer], next_hop: str) -> None:
@@ -120,11 +122,10 @@ class Runner:
     """Delivers from the queue for one worker."""
 
     def __init__(
-        self, config: Config, store: Store, journal: Journal, lanes: Lanes, results: Results, log: MailLog,
+        self, config: Config, store: Store, lanes: Lanes, results: Results, log: MailLog,
         metrics: Metrics,
     ) -> None:  # fmt: skip
         self.store = store
-        self.journal = journal
         self.metrics = metrics
         self._lanes = lanes
         self._results = results
@@ -300,7 +301,7 @@ class Runner:
                 await asyncio.sleep(SETTLE_AGAIN_S)
                 settlement = replace(settlement, lease=delivery.lease)  # renewed meanwhile
         if cell >= 0:
-            self.journal.clear(cell)
+            self.store.clear(cell)
         if not kept:
             self._log.note("warning", "lease_lost", id=delivery.envelope.id)
         if settlement.reports:

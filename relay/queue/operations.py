@@ -85,7 +85,7 @@ class Put(Operation[None]):
 class Settle(Operation[bool]):
     """Record one attempt."""
 
-    __slots__ = ("deferred", "finished", "keep", "lease", "reports")
+    __slots__ = ("deferred", "finished", "keep", "lease", "possible_duplicate", "reports")
 
     def __init__(
         self,
@@ -95,6 +95,7 @@ class Settle(Operation[bool]):
         reports: Sequence[NewRows],
         *,
         keep: bool,
+        possible_duplicate: bool,
     ) -> None:
         super().__init__(sum(len(row.octets) for row in reports if row.octets is not None))
         self.lease = lease
@@ -102,6 +103,7 @@ class Settle(Operation[bool]):
         self.deferred = deferred
         self.reports = reports
         self.keep = keep
+        self.possible_duplicate = possible_duplicate
 
     @property
     def may_be_last(self) -> bool:
@@ -131,7 +133,7 @@ class Settle(Operation[bool]):
         if self.deferred or self.finished:
             at.run("set_due", key)
         if not self.keep:
-            at.run("end_lease", key)
+            at.run("end_lease", 1 if self.possible_duplicate else 0, key)
         return True
 
 

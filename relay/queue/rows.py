@@ -54,9 +54,7 @@ class NewRows:
             for number, mailbox in enumerate(envelope.recipients)
         ]
         expires = now + new.expires_in
-        due = new.due if len(tried) < count else min(deferral.due for deferral in tried.values())
-        if tried:
-            due = min(due, *(deferral.due for deferral in tried.values()))
+        due = new.due if not tried else min(recipient[_DUE] for recipient in self.recipients)
         self.message: Row = (
             key,
             envelope.id,
@@ -74,13 +72,14 @@ class NewRows:
             owner,
             self.lease.token,
             until,
-            0,
+            1 if new.possible_duplicate else 0,
         )
 
 
 MESSAGE_COLUMNS: Final = 17
 BODY_COLUMNS: Final = 2
 RECIPIENT_COLUMNS: Final = 10
+_DUE: Final = 5
 
 
 def _new_recipient(key: int, number: int, mailbox: Mailbox, due: float, tried: Deferral | None) -> Row:

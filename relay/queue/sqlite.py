@@ -235,7 +235,14 @@ class SqliteStore:
     # --- attempts ---------------------------------------------------------------------------------------------------
     async def settle(self, settlement: Settlement) -> bool:
         reports = self._rows(settlement.reports, reports=True) if settlement.reports else []
-        operation = Settle(settlement.lease, settlement.finished, settlement.deferred, reports, keep=settlement.keep)
+        operation = Settle(
+            settlement.lease,
+            settlement.finished,
+            settlement.deferred,
+            reports,
+            keep=settlement.keep,
+            possible_duplicate=settlement.possible_duplicate,
+        )
         if not reports:
             return await self._writer.perform(operation)
         settled = await self._with_files(operation, reports, settlement.reports, _nothing)

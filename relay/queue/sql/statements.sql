@@ -43,7 +43,7 @@ UPDATE message SET due = (SELECT min(min(recipient.due), message.expires) FROM r
 WHERE key = ? AND aside IS NULL
 
 -- name: end_lease
-UPDATE message SET owner = NULL WHERE key = ?
+UPDATE message SET owner = NULL, possible_duplicate = ? WHERE key = ?
 
 -- name: due_keys
 SELECT json_group_array(key) FROM (
