@@ -25,13 +25,13 @@ _LOCK_POLL_S: Final = 0.05
 
 RUN: Final = "run"
 """Folder of the hub's socket."""
-WORKERS_FOLDERS: Final = ("queue", "metrics")
-"""Folders that workers (and in metrics the hub) write to."""
+QUEUE: Final = "queue"
+"""Folder of the queue: the workers' own."""
 DIRECTORY: Final = "directory"
 """Folder of snapshot and key: written by ``relay directory build``, read by workers; its key is the supervisor's."""
 
 
-def lock(spool: Path) -> int:
+def lock(spool: Path, wait_s: float = LOCK_WAIT_S) -> int:
     """Descriptor of the locked SPOOL/lock; the spool is made if needed. Raises Refusal.
 
     flock belongs to the open file, which every child inherits: it is free when the last process of a tree is gone.
@@ -41,7 +41,7 @@ def lock(spool: Path) -> int:
         descriptor = os.open(spool / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise Refusal(f"server.spool: cannot use {spool}: {error.strerror}; it has to be a folder of ours") from None
-    deadline = time.monotonic() + LOCK_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,10 +71,9 @@ def furnish(spool: Path, worker: Identity | None) -> Path:
         if closed is not None:
             raise Refusal(f"server.spool: {worker.name} may not enter {closed}; choose another spool, or chmod o+x it")
     try:
-        for name in WORKERS_FOLDERS:
-            with _folder(spool / name, 0o700) as folder:
-                if worker is not None:
-                    _hand_over(folder, spool / name, worker)
+        with _folder(spool / QUEUE, 0o700) as folder:
+            if worker is not None:
+                _hand_over(folder, spool / QUEUE, worker)
         with _folder(spool / RUN, 0o700) as folder:
             if worker is not None:
                 os.fchown(folder, os.geteuid(), gid)

@@ -129,7 +129,7 @@ class Tree:
             while self._phase is not Phase.CLOSING or any(slot.process for slot in self._slots):
                 self._turn()
         finally:
-            self._kill_all("the supervisor ends")
+            self._kill_all()
         note("info" if self._exit_code == 0 else "error", "supervisor_stopped", code=self._exit_code)
         return self._exit_code
 
@@ -277,21 +277,23 @@ class Tree:
             note("error", "process_killed", process=slot.name, pid=process.pid, why=why)
         os.kill(process.pid, signal.SIGKILL)  # not reaped yet, so the pid is still this process's
 
-    def _kill_all(self, why: str) -> None:
+    def _kill_all(self) -> None:
         """No survivors, reaped: for the ways out that leave no time."""
         for slot in self._slots:
             if slot.process is not None:
-                self._kill(slot, why)
+                os.kill(slot.process.pid, signal.SIGKILL)
                 os.waitpid(slot.process.pid, 0)
                 slot.process = None
 
     def _fail(self, code: int, *problems: str) -> None:
-        """The start has failed: say why, and end everything."""
+        """The start has failed: say why, also where the operator looks, and end everything."""
         self._exit_code = code
         for problem in problems:
             note("error", "start_failed", why=problem)
+            if self._config.log.file is not None:
+                print(f"relay: {problem}", file=sys.stderr)  # noqa: T201 - nobody reads a log of what did not start
         self._phase = Phase.CLOSING
-        self._until = time.monotonic()
+        self._kill_all()
 
     # --- talk ---
     def _send(self, slot: Slot, message: ToChild) -> None:
@@ -394,7 +396,8 @@ class Tree:
         """SIGTERM. The first drains, the second ends at once."""
         if self._phase in (Phase.DRAINING, Phase.CLOSING):
             note("warning", "supervisor_stops_at_once")
-            self._kill_all("a second signal asked to stop at once")
+            self._kill_all()
+            self._phase = Phase.CLOSING
             return
         note("info", "supervisor_drains", timeout_s=self._config.process.drain_timeout_s)
         notify(self._notify, "STOPPING=1")
