@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -265,3 +267,10 @@ class TestShippedFiles:
         path = folder / "relay.toml"
         path.write_text(text)
         return path
+
+
+def test_the_reference_of_all_keys_is_what_the_schema_says():
+    """If not: .venv/bin/python tools/configuration_reference.py"""
+    tool = ROOT / "tools/configuration_reference.py"
+    done = subprocess.run([sys.executable, tool, "--check"], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 0
