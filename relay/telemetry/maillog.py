@@ -29,6 +29,9 @@ NAMES_SHOWN: Final = 20
 LINE_OCTETS: Final = 4000
 """Longest line in Postfix's form: with its end it still fits one write to a pipe (PIPE_BUF)."""
 
+RECOVERIES: Final = frozenset({"next_hop_up", "next_hop_mended", "snapshot_taken"})
+"""Alarms that end an earlier one: good news has no level ``error``."""
+
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DELIMITERS: Final = str.maketrans({"<": "?", ">": "?"})
 _DSN: Final = {"sent": "2.0.0", "deferred": "4.0.0", "bounced": "5.0.0", "expired": "4.4.7"}
@@ -273,8 +276,10 @@ class MailLog:
 
     # --- the process ---
     def alarm(self, event: str, **fields: Value) -> None:
-        """Something an operator has to look at: next hop down or misconfigured, snapshot refused, disk full."""
-        self.note(Level.ERROR, event, **fields)
+        """Something an operator has to look at: next hop down or misconfigured, snapshot refused, disk full; or
+        that it is over (``RECOVERIES``).
+        """
+        self.note(Level.INFO if event in RECOVERIES else Level.ERROR, event, **fields)
 
     def note(self, level: Level | str, event: str, **fields: Value) -> None:
         """Something a process did or met. ``event`` and the names of the fields come from our code, values may not."""

@@ -22,8 +22,8 @@ import relay
 from relay.config.schema import Config
 from relay.directory.layout import Header, SnapshotError
 from relay.directory.snapshot import inspect
-from relay.queue.sqlite import read_stats
 from relay.queue.store import QueueError, Stats
+from relay.queue.view import read_stats
 from relay.telemetry import catalogue
 from relay.telemetry.catalogue import Family
 from relay.telemetry.metrics import OTHER

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from relay.config.schema import Config
+from relay.queue.layout import Tuning
 from relay.web.collect import Figures
 
-SPOOL_FREE_OCTETS: Final = 64 * 1024 * 1024
-"""Least free space: one message of the default size limit, and the queue's log. Below, most mail would get 452."""
+SPOOL_FREE_OCTETS: Final = Tuning().reserve_octets
+"""Below this much free space the queue takes nothing new, and clients get 452."""
 
 WORKER: Final = "worker-"
 

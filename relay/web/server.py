@@ -13,6 +13,7 @@ from relay.control import Child
 
 def preload() -> None:
     """Import everything ``run`` will need: call it in the child, before it becomes another user."""
+    import concurrent.futures.thread  # noqa: F401, PLC0415 - imported by asyncio at the first use of a thread
     import encodings.idna  # noqa: F401, PLC0415 - looked up by name at the first use of a host name
 
     import relay.web.member  # noqa: F401, PLC0415 - see the module's docstring
