@@ -58,12 +58,12 @@ class Counts:
 class Hub:
     """The counts, and who may ask when."""
 
-    def __init__(self, child: Child, loop: asyncio.AbstractEventLoop) -> None:
-        self.counts = Counts(child.config.limits)
+    def __init__(self, limits: Limits, live_workers: int, loop: asyncio.AbstractEventLoop, *, first: bool) -> None:
+        """``first``: it starts together with its workers, so nobody can hold a session yet."""
+        self.counts = Counts(limits)
         self.workers: set[WorkerLink] = set()
-        # The first hub of a tree starts with its workers: nobody can hold a session yet.
-        self._settled = child.incarnation == 1
-        self._expected = child.live_workers
+        self._settled = first
+        self._expected = live_workers
         if not self._settled:
             loop.call_later(SETTLE_S, self._settle)
 
@@ -194,7 +194,7 @@ class Member:
     """The hub as a member of the process tree: log, configuration, drain."""
 
     def __init__(self, child: Child, loop: asyncio.AbstractEventLoop) -> None:
-        self._hub = Hub(child, loop)
+        self._hub = Hub(child.config.limits, child.live_workers, loop, first=child.incarnation == 1)
         self._listening = child.hub
         self._prepared: Config | None = None
         self._config = child.config
