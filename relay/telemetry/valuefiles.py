@@ -133,6 +133,7 @@ def _create(path: Path, octets: int) -> None:
     new.unlink(missing_ok=True)  # of a process that was killed right here
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
+        os.fchmod(descriptor, FILE_MODE)  # whatever the umask: web has to read the hub's
         os.posix_fallocate(descriptor, 0, octets)
     except OSError:
         new.unlink()

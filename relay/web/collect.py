@@ -159,9 +159,13 @@ def _processes(supervisor: int) -> Iterator[Process]:
         command, _, rest = stat.partition("(")[2].rpartition(")")
         fields = rest.split()
         cpu = (int(fields[11]) + int(fields[12])) / _TICKS
-        # The supervisor names them "relay: worker 0"; here and in value files that is worker-0.
-        member = name or label_text(command.removeprefix("relay:").strip().replace(" ", "-"))
+        member = name or member_name(command)
         yield Process(member if number < PROCESSES else OTHER, cpu, int(fields[21]) * _PAGE)
+
+
+def member_name(command: str) -> str:
+    """A process's name in /proc as the member's in value files: ``relay-worker-0`` is worker-0."""
+    return label_text(command.removeprefix("relay").lstrip(" :-").replace(" ", "-")) or OTHER
 
 
 class _Page(Collector):

@@ -42,6 +42,7 @@ from relay.queue.prepare import prepare
 from relay.telemetry import catalogue, maillog, valuefiles
 from relay.telemetry.metrics import Metrics
 from relay.web import health, member
+from relay.web.collect import member_name
 from relay.web.member import serve
 from tests.bed.waiting import wait_for
 
@@ -180,6 +181,14 @@ async def test_the_page_shows_what_workers_counted_and_what_the_spool_holds(tree
     assert found["relay_snapshot_age_seconds"][()] > 0
     assert {labels[0][1] for labels in found["relay_process_resident_bytes"]} >= {"supervisor"}
     assert min(found["relay_process_resident_bytes"].values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("relay-worker-0", "worker-0"), ("relay: worker 0", "worker-0"), ("relay", "other"), ('x" \n', "x?-?")],
+)
+def test_a_process_is_named_as_its_value_files_are(command: str, name: str) -> None:
+    assert member_name(command) == name
 
 
 async def test_every_metric_read_at_scrape_time_is_on_the_page(tree: Tree) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -227,3 +228,19 @@ def test_every_event_stands_in_the_documentation_with_both_lines_as_they_are_wri
         for name, event in EXAMPLES.items()
     }
     assert {name: (line, structured) for name, line, structured in sections} == written
+
+
+def noted_events() -> Iterator[str]:
+    """The names of all alarms and notes in the source."""
+    for path in Path("relay").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(call, ast.Call):
+                function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+                place = {"alarm": 0, "note": 1}.get(function)
+                if place is not None and len(call.args) > place and isinstance(call.args[place], ast.Constant):
+                    yield call.args[place].value
+
+
+def test_every_alarm_and_note_stands_in_the_documentation_and_no_other() -> None:
+    table = Path("docs/log.md").read_text("utf-8").partition("## Alarms and notes")[2]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(noted_events())

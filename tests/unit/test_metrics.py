@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -261,6 +264,59 @@ def test_without_its_folder_a_member_counts_on_and_says_what_is_wrong(
     metrics.session_opened("mx")
     metrics.accepted(0.1)
     metrics.close()
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from relay.mail import reply
+from relay.telemetry import valuefiles
+from relay.telemetry.metrics import Metrics
+
+disk = Path(sys.argv[1])
+valuefiles.empty(disk / "metrics")
+early = Metrics(disk / "metrics", "worker-0")
+try:
+    with (disk / "filling").open("wb", buffering=0) as filling:
+        while filling.write(bytes(4096)):
+            pass
+except OSError:
+    pass
+for number in range(300):
+    early.replied(reply.from_next_hop(450, f"4.{number}.0"))
+    early.sent(str(number), 1)
+    early.delivery_seconds(str(number), 1.0)
+early.flush()
+late = Metrics(disk / "metrics", "worker-1")
+late.replied(reply.OK_MAIL)
+late.flush()
+print(early.problem, late.problem.strerror, sep=", ")
+"""
+
+
+@pytest.mark.needs("root")
+def test_on_a_full_disk_members_count_on(tmp_path: Path) -> None:
+    """A value written into a hole of a mapped file would end the process with SIGBUS."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FULL_DISK, str(disk)], check=True, stdout=subprocess.PIPE, text=True
+        )
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert done.stdout == "None, No space left on device\n"
+
+
+def test_value_files_are_readable_for_the_group_whatever_the_umask(folder: Path, member: MakeMember) -> None:
+    """Web reads the files of the hub, which runs as another user."""
+    before = os.umask(0o077)
+    try:
+        member("hub")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {valuefiles.FILE_MODE}
 
 
 def test_a_damaged_file_is_left_out_and_counted(folder: Path, member: MakeMember) -> None:
