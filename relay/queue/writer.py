@@ -311,7 +311,7 @@ class Writer:
         except sqlite3.Error as error:
             self._next_checkpoint = now + _RETRY_S
             if code_of(error) == sqlite3.SQLITE_FULL:
-                _logger.error("queue: %s: no room to copy the log back; free some space", self._layout.database)
+                _logger.warning("queue: %s: no room to copy the log back; free some space", self._layout.database)
             else:
                 self._give_up(fault(error, self._layout.database))
 
@@ -341,7 +341,7 @@ class Writer:
             try:
                 connection.close()
             except sqlite3.Error as error:
-                _logger.error("queue: %s: closing failed: %s", self._layout.database, error)
+                _logger.warning("queue: %s: closing failed: %s", self._layout.database, error)
 
     def _reopen(self) -> bool:
         """True when the database is open again and nothing in it hangs on the sync that failed."""
