@@ -176,16 +176,17 @@ class Session(Wire):
         self.say(reply.OK_RCPT)
 
     def _reject(self, verdict: Verdict, stage: str, named: Mailbox, sender: Mailbox, recipient: Mailbox | None) -> None:
+        """Say, log and count a refusal. The line is made once: a dictionary attack is many of them."""
         kind = verdict.kind
         assert kind is not None
         listener = self.listener
         if listener.soft_bounce:
             kind = listener.softened(kind)
+        line = kind.line(named, verdict.text)
         listener.log.reject(
-            self.client, stage, kind.line(named, verdict.text), kind.reason, verdict.rule,
-            sender, recipient, self.protocol, self.helo,
-        )  # fmt: skip
-        self.say(kind, named, verdict.text)
+            self.client, stage, line, kind.reason, verdict.rule, sender, recipient, self.protocol, self.helo
+        )
+        self.refuse(kind, f"{line}\r\n".encode("ascii"))
 
     def _shadows(self, verdict: Verdict, stage: str, sender: Mailbox, recipient: Mailbox | None) -> None:
         """Rules in mode = "log": said in the log and counted, not to the client."""

@@ -250,19 +250,23 @@ class Wire(SMTP):
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def say(self, kind: Kind, mailbox: Mailbox = NULL_SENDER, text: OperatorText | QueueId = NO_TEXT) -> None:
-        """Queue a reply, count it, and end the session when its error budget is spent."""
-        listener = self.listener
+        """Queue a reply and count it."""
         if kind.code >= 400:
-            if listener.soft_bounce:
-                kind = listener.softened(kind)
-            self._errors += 1
-            listener.metrics.replied(kind)
-            self._out.append(kind.fixed or kind.wire(mailbox, text))
-            if self._errors == listener.errors and kind.code != 421:
-                self.end(reply.TOO_MANY_ERRORS)
+            if self.listener.soft_bounce:
+                kind = self.listener.softened(kind)
+            self.refuse(kind, kind.fixed or kind.wire(mailbox, text))
             return
-        listener.metrics.replied(kind)
+        self.listener.metrics.replied(kind)
         self._out.append(kind.fixed or kind.wire(mailbox, text))
+
+    def refuse(self, kind: Kind, line: bytes) -> None:
+        """Queue a refusal, count it, and end the session when its error budget is spent."""
+        listener = self.listener
+        self._errors += 1
+        listener.metrics.replied(kind)
+        self._out.append(line)
+        if self._errors == listener.errors and kind.code != 421:
+            self.end(reply.TOO_MANY_ERRORS)
 
     def end(self, kind: Kind) -> None:
         """Say a last word and close."""

@@ -40,7 +40,10 @@ def split_text(lines: str) -> tuple[str, str]:
     found = _ENHANCED.match(lines)
     if found is not None:
         enhanced, lines = found[1], lines[found.end() :]
-    return enhanced, "".join(c if " " <= c <= "~" else " " if c in "\r\n\t" else "?" for c in lines[:TEXT_OCTETS])
+    lines = lines[:TEXT_OCTETS]
+    if not (lines.isascii() and lines.isprintable()):
+        lines = "".join(c if " " <= c <= "~" else " " if c in "\r\n\t" else "?" for c in lines)
+    return enhanced, lines
 
 
 class Connection(asyncio.Protocol):
@@ -175,10 +178,12 @@ class Connection(asyncio.Protocol):
                 index = self._next - (len(self._steps) - 1 - len(self._answers))
                 if 200 <= code <= 299:
                     self._accepted += 1
-                else:
+                elif self._mail is None:  # else it says 503 or the like; MAIL's refusal is the reason
                     self._answers[index] = self._answer(stage, code, text)
             case Stage.DATA:
                 return self._data_reply(code, text)
+            case Stage.FINAL if self._pieces is not None:
+                return self._early(code, text)
             case Stage.FINAL:
                 self._finish(self._answer(stage, code, text))
                 return self.attempt is not None or not self.transport.is_closing()
@@ -221,6 +226,17 @@ class Connection(asyncio.Protocol):
             self.transport.write(b".\r\n")
             return True
         return self._send_body()
+
+    def _early(self, code: int, text: str) -> bool:
+        """It answered before the dot was sent. A refusal counts; but what it takes the rest of the body for is unknown."""
+        answer = self._answer(Stage.FINAL, code, text)
+        if code < 400:
+            answer = Answer(Stage.DATA, 0, "", f"unexpected reply {code} before the final dot")
+        self._pieces = None
+        self._settle(answer)
+        self.lane.forget(self)
+        self.transport.abort()
+        return False
 
     def _send_body(self) -> bool:
         attempt = self.attempt
