@@ -14,6 +14,7 @@ import datetime as dt
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def row(figure: b.Figure) -> str:
         ratio = figure.ratios.get(name) if BASE in figure.values else None
         cells += [
             _number(figure.values.get(name)),
-            "–" if ratio is None else f"{ratio:.2f}",
+            "–" if ratio is None else f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}",
             wanted.cell(figure, name) if wanted else "",
         ]
     return "| " + " | ".join(cells) + " |"
@@ -294,6 +295,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "relay-bench", metavar="FOLDER")
     parser.add_argument("--port", type=int, default=2600, help="the first of some 40 ports")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the servers are stopped
     state: Path = options.state.absolute()
     state.mkdir(parents=True, exist_ok=True)
     parts = options.part or PARTS
