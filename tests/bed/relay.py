@@ -201,10 +201,12 @@ class RelayRunner:
         """The end: stop it when it runs; fail on a bad exit code or a traceback, unless ``may_fail``."""
         code = 0
         if self._process is not None:
-            self.send_signal(signal.SIGCONT)
+            if self._process.poll() is None:
+                self.send_signal(signal.SIGCONT)
+                self.send_signal(signal.SIGTERM)
             try:
-                code = self.stop()
-            except (subprocess.TimeoutExpired, ProcessLookupError):
+                code = self.wait_for_exit()
+            except subprocess.TimeoutExpired:
                 self.kill_tree()
                 code = -1
         if not self.may_fail:
