@@ -20,11 +20,3 @@ def next_attempt(attempts: int, now: float, waits: Sequence[float], jitter: floa
         raise ValueError("a retry follows at least one attempt and needs at least one wait")
     wait = waits[min(attempts, len(waits)) - 1]
     return now + wait * (1.0 + jitter * (2.0 * random - 1.0))
-
-
-def after_outage(now: float, wait: float, jitter: float, random: float) -> float:
-    """When to try a next hop again that was down as a whole: between ``wait`` and ``wait * (1 + jitter)`` from now.
-
-    Never earlier than ``wait``, so that the queue does not test a lane before its circuit breaker does.
-    """
-    return now + wait * (1.0 + jitter * random)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.policy.retry import after_outage, next_attempt
+from relay.policy.retry import next_attempt
 
 WAITS = (60.0, 300.0, 3600.0)
 
@@ -39,8 +39,3 @@ def test_the_next_attempt_lies_within_the_jitter_and_never_in_the_past(
 def test_a_due_date_is_not_made_of_nothing(attempts: int, waits: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="at least one"):
         next_attempt(attempts, 0.0, waits, 0.2, 0.5)
-
-
-@pytest.mark.parametrize(("random", "due"), [(0.0, 110.0), (0.5, 111.0)])
-def test_a_next_hop_that_was_down_is_not_asked_before_its_wait_is_over(random: float, due: float) -> None:
-    assert after_outage(100.0, 10.0, 0.2, random) == pytest.approx(due)
