@@ -136,7 +136,7 @@ def _users(config: Config) -> Iterator[Finding]:
 
 def _spool(config: Config) -> Iterator[Finding]:
     spool = config.server.spool
-    if not spool.is_dir():
+    if not os.path.isdir(spool):
         yield Finding(Grade.OK, "spool", f"{spool} will be made at the first start")
         return
     free = shutil.disk_usage(spool).free
@@ -151,7 +151,14 @@ def _spool(config: Config) -> Iterator[Finding]:
 def _snapshot(config: Config) -> Iterator[Finding]:
     needed = any(domain.recipients == "directory" for domain in config.domain)
     path = config.snapshot_path
-    if not path.exists():
+    try:
+        path.stat()
+    except PermissionError:
+        yield Finding(
+            Grade.WARNING, "snapshot", f"{path} cannot be looked at", "run this as root or as the relay's user"
+        )
+        return
+    except OSError:
         if needed:
             hint = "run relay directory build"
             yield Finding(Grade.ERROR, "snapshot", f"{path} is not there: recipients get 451 until it is", hint)

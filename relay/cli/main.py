@@ -69,4 +69,9 @@ def main() -> int:
     except CommandFailed as error:
         sys.stderr.write(f"relay: {error}\n")
         return EXIT_FAILED
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"relay: {error.filename}: {error.strerror}; run this as root or as the relay's user\n")
+        return EXIT_FAILED
     return 0

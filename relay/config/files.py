@@ -55,7 +55,7 @@ def _tls(config: Config) -> Iterator[Fault]:
                 f"{key} does not belong to {certificate}",
                 "name the key that the certificate was made for",
             )
-        elif error.reason is not None:  # read, but e.g. too weak for OpenSSL's security level
+        elif error.reason:  # read, but e.g. too weak for OpenSSL's security level
             yield Fault(
                 ("tls", "certificate"), f"OpenSSL refuses it: {error.reason}", "get a certificate of 2048 bits or more"
             )
@@ -96,10 +96,10 @@ def _inputs(config: Config) -> Iterator[Fault]:
 
 def _folders(config: Config) -> Iterator[Fault]:
     spool = config.server.spool
-    standing = next(folder for folder in (spool, *spool.parents) if folder.exists())  # the rest is made at the start
+    standing = next(folder for folder in (spool, *spool.parents) if os.path.exists(folder))  # the rest is made at the start
     yield from _unwritable_folder(("server", "spool"), standing)
     if config.log.file is not None:
-        if config.log.file.is_dir():
+        if os.path.isdir(config.log.file):
             yield Fault(("log", "file"), f"{config.log.file} is a folder", "write the path of a file")
         else:
             yield from _unwritable_folder(("log", "file"), config.log.file.parent)
@@ -107,7 +107,7 @@ def _folders(config: Config) -> Iterator[Fault]:
 
 def _unreadable(at: KeyPath, path: Path, hint: str) -> Iterator[Fault]:
     yield from _refused(at, path, hint, lambda: os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK)))
-    if path.is_dir():
+    if os.path.isdir(path):
         yield Fault(at, f"{path} is a folder", hint)
 
 

@@ -7,6 +7,7 @@ It reads the one file it is given and nothing else; whether the files and users 
 
 from __future__ import annotations
 
+import codecs
 import datetime as dt
 import re
 import tomllib
@@ -72,7 +73,7 @@ def _text(path: Path) -> str:
     if len(octets) > FILE_OCTETS:
         raise refuse(0, "is too large for a configuration", f"name a file of at most {FILE_OCTETS} octets") from None
     try:
-        return octets.decode("utf-8-sig")  # Windows editors put a byte order mark in front
+        return octets.removeprefix(codecs.BOM_UTF8).decode()  # Windows editors put the mark in front
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise refuse(line, "is not UTF-8 text", "save the file with the encoding UTF-8") from None

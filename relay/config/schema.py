@@ -47,7 +47,6 @@ class Section(BaseModel):
         frozen=True,
         strict=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         str_strip_whitespace=True,
     )
 

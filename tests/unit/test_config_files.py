@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 import subprocess
 import sys
@@ -168,29 +167,26 @@ def test_users_that_exist_are_taken(problems):
 
 
 @pytest.mark.needs("root")
-def test_what_the_starting_user_may_not_read_or_write_is_told(tmp_path):
+def test_what_the_starting_user_may_not_read_or_write_is_told(bed_folder):
     """In a process of its own, which gives up root."""
-    (tmp_path / "locked").mkdir(mode=0o755)
+    (bed_folder / "locked").mkdir(mode=0o755)
     script = f"""
 import os, sys
 from pathlib import Path
 from relay.config.files import check_files
 from relay.config.schema import Config
 config = Config.model_validate({{
-    "server": {{"hostname": "mx.example.com", "spool": "{tmp_path}/locked/spool"}},
+    "server": {{"hostname": "mx.example.com", "spool": "{bed_folder}/locked/spool"}},
     "listener": [{{"name": "mx", "address": "127.0.0.1:2525"}}],
-    "log": {{"file": "{tmp_path}/locked/log"}},
+    "log": {{"file": "{bed_folder}/locked/log"}},
 }})
 os.setuid(65534)
 print(*check_files(config), sep="\\n")
 """
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder.name.startswith(("pytest", "test_")):
-            folder.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        f"configuration: {key}: {tmp_path}/locked: Permission denied; "
-        f"make the folder {tmp_path}/locked and let the relay write to it"
+        f"configuration: {key}: {bed_folder}/locked: Permission denied; "
+        f"make the folder {bed_folder}/locked and let the relay write to it"
         for key in ("server.spool", "log.file")
     ]
