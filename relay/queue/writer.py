@@ -125,7 +125,9 @@ class Writer:
         except asyncio.CancelledError:
             if not future.cancelled() or self._withdraw(operation):
                 raise
-            operation.future = future = self._loop.create_future()
+            if operation.future is None or operation.future is future:
+                operation.future = self._loop.create_future()
+            future = operation.future
             while not future.done():
                 try:
                     await asyncio.wait((future,))
@@ -169,10 +171,8 @@ class Writer:
                 again = max(min(o.deadline for o in self._waiting) - now, self._timeout_s / 10)
                 self._timer = self._loop.call_later(again, self._expire)
         for operation in late:
-            future = operation.future
-            if future is not None and not future.done():
-                text = f"{self._layout.database}: not written within {self._timeout_s:g} s; is the disk stuck?"
-                future.set_exception(QueueError(text))
+            text = f"{self._layout.database}: not written within {self._timeout_s:g} s; is the disk stuck?"
+            _resolve([(operation, QueueError(text))])
 
     async def close(self) -> None:
         """Finish what waits, end the thread, let go of the files."""
@@ -374,6 +374,9 @@ class Writer:
 def _resolve(outcomes: list[tuple[Operation[Any], QueueError | None]]) -> None:
     for operation, error in outcomes:
         future = operation.future
+        if future is not None and future.cancelled():
+            # Its caller was cancelled and has not run since: leave the outcome where perform() will look for it.
+            operation.future = future = future.get_loop().create_future()
         if future is None or future.done():
             continue
         if error is None:
