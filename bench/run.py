@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "relay-bench", metavar="FOLDER")
     parser.add_argument("--port", type=int, default=2600, help="the first of some 40 ports")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the servers are stopped
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the servers are stopped
     state: Path = options.state.absolute()
     state.mkdir(parents=True, exist_ok=True)
     parts = options.part or PARTS
