@@ -78,7 +78,7 @@ def make_relay(bed_folder: Path) -> Iterator[MakeRelay]:
             relay.close()
         except (AssertionError, OSError) as problem:
             problems.append(problem)
-        print(f"--- log of {relay.folder.name} ---\n{relay.complaints()}")  # noqa: T201 - pytest shows it on failure
+        print(f"--- log of {relay.folder.name} ---\n{relay.complaints()}")
     if problems:
         raise problems[0]
 

@@ -85,7 +85,7 @@ async def make_bench(address: str):
 
 async def until(true) -> None:
     """Until something becomes true; the test's own time-out is the deadline."""
-    while not true():  # noqa: ASYNC110 - what is waited for is in another object, which has no event for it
+    while not true():
         await asyncio.sleep(0.005)
 
 
