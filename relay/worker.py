@@ -38,6 +38,7 @@ from relay.outbound import lanes
 from relay.outbound.lanes import Lanes
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import QueueError, SetAside
+from relay.telemetry.library import adopt_logging
 from relay.telemetry.logs import LogWriter
 from relay.telemetry.maillog import MailLog, adopt
 from relay.telemetry.metrics import FLUSH_S, Metrics
@@ -75,7 +76,10 @@ class Worker:
         self._writer = LogWriter(child.config.log.file)
         self.log = MailLog(self._writer, child.config.log.format, child.config.server.hostname)
         adopt(self.log)
+        adopt_logging(self.log)
         self.metrics = Metrics(child.config.server.spool / "metrics", f"worker-{child.slot}")
+        if self.metrics.problem is not None:
+            self.log.alarm("metrics_not_shared", cause=str(self.metrics.problem))
         self._tls = _tls(child.config, child.secrets)
         self.directory = Directory(child.config.snapshot_path, child.secrets.snapshot_key)
         self._prepared: tuple[Config, ssl.SSLContext | None, Secrets] | None = None
