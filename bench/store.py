@@ -24,7 +24,6 @@ from relay.mail.address import Mailbox
 from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.queue.boot import boot_clock, boot_id
-from relay.queue.layout import Layout
 from relay.queue.prepare import prepare
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import NewMessage, Settlement
@@ -32,7 +31,12 @@ from relay.queue.store import NewMessage, Settlement
 
 def new_message(name: str, content: Content) -> NewMessage:
     envelope = Envelope(
-        QueueId(name), Mailbox("sender@example.com"), (Mailbox("user@example.org"),), False, "mx", "c[192.0.2.1]"
+        QueueId(name),
+        Mailbox("sender@example.com"),
+        (Mailbox("user@example.org"),),
+        body_8bit=False,
+        listener="mx",
+        client="client[192.0.2.1]",
     )
     return NewMessage(envelope, content, time.time(), 432000.0, boot_clock(), leased=True)
 
@@ -109,15 +113,12 @@ def main() -> None:
         figures = [results.get() for _ in children]
         for child in children:
             child.join()
-        layout = Layout.of(Path(spool))
-        log = layout.wal.stat().st_size if layout.wal.exists() else 0
         total = sum(done for done, _, _ in figures)
         cpu = sum(used for _, _, used in figures)
         print(
             f"{total / options.seconds:,.0f} messages/s ({', '.join(f'{done / options.seconds:,.0f}' for done, _, _ in figures)}), "
             f"slowest put {max(worst for _, worst, _ in figures) * 1e3:.0f} ms, "
-            f"CPU {cpu / max(total, 1) * 1e6:.0f} us a message, log {log >> 20} MB, "
-            f"database {layout.database.stat().st_size >> 10} KB"
+            f"CPU {cpu / max(total, 1) * 1e6:.0f} us a message"
         )
 
 

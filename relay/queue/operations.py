@@ -165,10 +165,13 @@ class Renew(Operation[list[Lease | None]]):
 
     def perform(self, at: Circumstances) -> list[Lease | None]:
         until = at.now + at.lease_s
-        return [
-            Lease(lease.key, lease.token, until) if at.run("renew_lease", until, lease.key, lease.token) else None
+        held = leases(at, [lease.key for lease in self.leases])
+        renewed = [
+            Lease(lease.key, lease.token, until) if lease.key in held and held[lease.key].token == lease.token else None
             for lease in self.leases
         ]
+        at.run("renew_keys", until, json.dumps([lease.key for lease in renewed if lease is not None]))
+        return renewed
 
 
 class Release(Operation[None]):

@@ -112,7 +112,6 @@ class SqliteStore:
         self._tuning = tuning
         self._placing = 0
         self._space_checked = -1.0
-        self._count = 0
         try:
             self._journal = Journal(layout.journal(slot), boot or boot_id())
             self._bodies = Bodies(layout.bodies, tuning.reserve_octets)
@@ -120,21 +119,23 @@ class SqliteStore:
             raise fault(error, layout.queue) from None
         self._files = ThreadPoolExecutor(_BODY_THREADS, "queue-bodies")
         self._reader = ThreadPoolExecutor(1, "queue-reader")
-        self._writer = Writer(
-            layout,
-            owner,
-            slot,
-            loop=loop,
-            bodies=self._bodies,
-            unlink=self._unlink_later,
-            clock=clock,
-            lease_s=config.lease_s,
-            timeout_s=config.write_timeout_s,
-            tuning=tuning,
-        )
         try:
             self._read_connection = connect_readonly(layout)
-        except sqlite3.Error as error:
+            self._writer = Writer(
+                layout,
+                owner,
+                slot,
+                loop=loop,
+                bodies=self._bodies,
+                unlink=self._unlink_later,
+                clock=clock,
+                lease_s=config.lease_s,
+                timeout_s=config.write_timeout_s,
+                tuning=tuning,
+            )
+        except (sqlite3.Error, OSError) as error:
+            self._bodies.close()
+            self._journal.close()
             raise fault(error, layout.database) from None
         self._next_key = self._writer.holder << 32
         self._sweep_timer = loop.call_later(_SWEEP_S, self._sweep)
@@ -199,10 +200,13 @@ class SqliteStore:
         """Name and sync body files, several at once. Raises QueueError; nothing is under way any more then."""
         if self._placing + len(bodies) > _WAITING_BODIES:
             raise QueueError(f"{self._layout.bodies}: {self._placing} bodies wait for the disk already")
+        try:
+            jobs: list[Future[None]] = [
+                self._files.submit(self._bodies.place, m.content.descriptor, m.content.size, name) for m, name in bodies
+            ]
+        except RuntimeError:
+            raise _closing() from None
         self._placing += len(bodies)
-        jobs: list[Future[None]] = [
-            self._files.submit(self._bodies.place, m.content.descriptor, m.content.size, name) for m, name in bodies
-        ]
         waits = [asyncio.wrap_future(job, loop=self._loop) for job in jobs]
         cancelled = False
         timeout: float | None = self._timeout_s
@@ -260,7 +264,13 @@ class SqliteStore:
         keys, again = await self._perform(operation, give_back)
         if not keys:
             return [], again
-        job = self._reader.submit(load, self._read_connection, self._bodies, self._writer.holder, keys, self._clock())
+        try:
+            job = self._reader.submit(
+                load, self._read_connection, self._bodies, self._writer.holder, keys, self._clock()
+            )
+        except RuntimeError:
+            give_back()
+            raise _closing() from None
         try:
             loaded = await asyncio.wrap_future(job, loop=self._loop)
         except asyncio.CancelledError:
@@ -280,11 +290,13 @@ class SqliteStore:
         return await self._writer.perform(Renew(leases)) if leases else []
 
     async def _set_aside(self, entries: list[tuple[int, str]]) -> None:
-        with suppress(QueueError):  # then it is found again when the lease is over
-            await self._writer.perform(Aside(entries))
+        """Never fails: what could not be written now is found again when the lease is over."""
         for key, reason in entries:
-            found = await self._read(partial(_id_of, key=key))
-            self._on_aside(SetAside(key, found, reason))
+            name = QueueId("")
+            with suppress(QueueError):
+                name = await self._read(partial(_id_of, key=key))
+                await self._writer.perform(Aside([(key, reason)]))
+            self._on_aside(SetAside(key, name, reason))
 
     # --- the rest ---------------------------------------------------------------------------------------------------
     async def take_over_slot(self) -> TakeOver:
@@ -334,7 +346,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise fault(error, self._layout.database) from None
         except RuntimeError:
-            raise QueueError("the queue is closing") from None
+            raise _closing() from None
 
     def _post(self, operation: Operation[Any]) -> None:
         """Have it done without waiting for it."""
@@ -376,6 +388,10 @@ def _is_committed(operation: Operation[Any]) -> bool:
 def _id_of(connection: sqlite3.Connection, key: int) -> QueueId:
     found = connection.execute(SQL["ids_of"], (f"[{key}]",)).fetchone()
     return QueueId(bytes(found[0]).decode("ascii", "replace") if found else "")
+
+
+def _closing() -> QueueError:
+    return QueueError("the queue is closing")
 
 
 def _nothing() -> None:

@@ -44,7 +44,7 @@ def large(store, octets=2 * MEMORY_OCTETS):
 
 
 async def eventually(condition):
-    """Wait for what another thread is about to do; the test's own time-out is the limit."""
+    """Wait for what another thread or process is about to do; the test's own time-out is the limit."""
     while not condition():
         await asyncio.sleep(0.01)
 
@@ -448,21 +448,27 @@ asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
 """
 
 
+def start_writer(folder, slot, seconds):
+    """Another process that puts and settles; it waits for ``go``."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, folder, str(slot), str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert writer.stdout.readline() == b"ready\n"
+    return writer
+
+
+def go(writer):
+    writer.stdin.write(b"go\n")
+    writer.stdin.flush()
+
+
 async def test_two_processes_write_at_once_none_starves_and_the_log_stays_short(disk):
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WRITER, disk.folder, str(slot), "1.5"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        for slot in (1, 2)
-    ]
+    writers = [start_writer(disk.folder, slot, 1.5) for slot in (1, 2)]
     for writer in writers:
-        assert writer.stdout.readline() == b"ready\n"
-    for writer in writers:
-        writer.stdin.write(b"go\n")
-        writer.stdin.flush()
+        go(writer)
     wal = Layout.of(disk.folder).wal
     longest = 0
     while any(writer.poll() is None for writer in writers):
@@ -479,17 +485,10 @@ async def test_two_processes_write_at_once_none_starves_and_the_log_stays_short(
 
 
 async def test_a_writer_that_is_killed_leaves_what_it_acknowledged_and_no_lock(disk):
-    writer = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, disk.folder, "1", "60"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    assert writer.stdout.readline() == b"ready\n"
+    writer = start_writer(disk.folder, 1, 60)
     store = await disk.store(0)
-    writer.stdin.write(b"go\n")
-    writer.stdin.flush()
-    await asyncio.sleep(0.2)
+    go(writer)
+    await eventually(lambda: any(True for _ in listing(disk.folder)))
     (lease,) = await store.put([disk.message("M1")])
     writer.kill()
     writer.wait()

@@ -64,8 +64,8 @@ SELECT min(moment) FROM (
     UNION ALL
     SELECT min(until) FROM message INDEXED BY message_leased WHERE owner IS NOT NULL)
 
--- name: renew_lease
-UPDATE message SET until = ? WHERE key = ? AND token = ? AND owner IS NOT NULL
+-- name: renew_keys
+UPDATE message SET until = ? WHERE key IN (SELECT value FROM json_each(?))
 
 -- name: release_keys
 -- Leases given back by their holder, with the moment from which the messages may be claimed.
