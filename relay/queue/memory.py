@@ -237,6 +237,8 @@ class MemoryStore:
 
     def _claim_one(self, key: int, now: float) -> Claimed:
         message = self._spool.messages[key]
+        if message.owner is not None and key in self._spool.journals.get(message.owner[0], {}).values():
+            message.possible_duplicate = True
         message.owner = self._owner
         message.token += 1
         message.until = now + self._lease_s

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from relay.queue.bodies import Bodies, key_of
+from relay.queue.journal import marked_in
+from relay.queue.layout import Layout
 from relay.queue.rows import BODY_COLUMNS, MESSAGE_COLUMNS, RECIPIENT_COLUMNS, NewRows, Row
 from relay.queue.statements import SQL
 from relay.queue.store import Action, Deferral, Lease, QueueError
@@ -38,6 +40,7 @@ class Circumstances:
     now: float
     lease_s: float
     bodies: Bodies
+    layout: Layout
     unlink: list[str]
 
     def one(self, name: str, *parameters: Any) -> Any:
@@ -148,9 +151,15 @@ class Claim(Operation[tuple[list[int], float | None]]):
 
     def perform(self, at: Circumstances) -> tuple[list[int], float | None]:
         found = at.connection.execute(SQL["due_keys"], {"now": at.now, "limit": self.limit}).fetchone()[0]
-        keys: list[int] = json.loads(found)
+        due: list[tuple[int, int | None]] = json.loads(found)
+        keys = [key for key, _ in due]
         if keys:
-            at.run("lease_keys", at.holder, at.now + at.lease_s, found)
+            # A lease that ran out: its holder may hang between the final dot and the reply.
+            hanging = {slot for _, slot in due if slot is not None}
+            marked = set().union(*(marked_in(at.layout.journal(slot)) for slot in hanging)).intersection(keys)
+            if marked:
+                at.run("mark_duplicates", json.dumps(sorted(marked)))
+            at.run("lease_keys", at.holder, at.now + at.lease_s, json.dumps(keys))
         return keys, at.one("next_due")
 
 

@@ -245,6 +245,9 @@ class Store(Protocol):
     def mark(self, key: int) -> int:
         """Journal: the final dot of this message goes out now. Returns the cell to clear; no I/O.
 
+        First mark, then look whether the lease still lasts, then send the dot: who claims a message whose lease ran
+        out looks at the mark.
+
         Raises QueueError when all cells are taken: then the dot must not be sent.
         """
         ...

@@ -280,7 +280,10 @@ class Writer:
             raise QueueError(f"{self._layout.database}: given up after a fault")
         unlink: list[str] = []
         connection.execute("BEGIN IMMEDIATE")
-        perform_group(Circumstances(connection, self.holder, self._clock(), self._lease_s, self._bodies, unlink), group)
+        perform_group(
+            Circumstances(connection, self.holder, self._clock(), self._lease_s, self._bodies, self._layout, unlink),
+            group,
+        )
         connection.execute("COMMIT")
         if unlink:
             self._unlink(unlink)

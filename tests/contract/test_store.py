@@ -216,6 +216,17 @@ async def test_the_journal_of_a_dead_worker_names_possible_duplicates(bench):
     assert (await newest.take_over_slot()).duplicates == (), "told once"
 
 
+async def test_the_journal_of_a_worker_that_hangs_past_its_lease_counts_too(bench):
+    hanging, other = await bench.store(0), await bench.store(1)
+    under_way, _ = await hanging.put([bench.message("M1"), bench.message("M2")])
+    cell = hanging.mark(under_way.key)
+    bench.now += 60
+    claimed, _ = await other.claim(10)
+    assert {each.envelope.id: each.possible_duplicate for each in claimed} == {"M1": True, "M2": False}
+    assert not await hanging.settle(done(under_way, 0))
+    hanging.clear(cell)
+
+
 async def test_an_expired_message_is_claimed_for_all_its_pending_recipients(bench):
     store = await bench.store()
     (lease,) = await store.put([bench.message(to=["a@example.org", "b@example.org"], expires_in=100)])

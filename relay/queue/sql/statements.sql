@@ -46,12 +46,14 @@ WHERE key = ? AND aside IS NULL
 UPDATE message SET owner = NULL, possible_duplicate = ? WHERE key = ?
 
 -- name: due_keys
-SELECT json_group_array(key) FROM (
-    SELECT key FROM (
-        SELECT * FROM (SELECT key, due FROM message INDEXED BY message_due
+-- Each with the slot of the holder whose lease ran out, if that is why it may be claimed.
+SELECT json_group_array(json_array(key, slot)) FROM (
+    SELECT key, slot FROM (
+        SELECT * FROM (SELECT key, due, NULL AS slot FROM message INDEXED BY message_due
             WHERE owner IS NULL AND due IS NOT NULL AND due <= :now ORDER BY due LIMIT :limit)
         UNION ALL
-        SELECT * FROM (SELECT key, due FROM message INDEXED BY message_leased
+        SELECT * FROM (SELECT key, due, (SELECT holder.slot FROM holder WHERE number = owner)
+            FROM message INDEXED BY message_leased
             WHERE owner IS NOT NULL AND until <= :now AND due <= :now ORDER BY until LIMIT :limit)
     ) ORDER BY due LIMIT :limit)
 
