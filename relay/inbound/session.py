@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from relay.config.schema import Mode
 from relay.inbound.parameters import MAIL_PREFIX, PLAIN_MAIL, PLAIN_RCPT, RCPT_PREFIX, mail_parameters
 from relay.inbound.receiver import Receiver
 from relay.inbound.transaction import Transaction
@@ -118,6 +119,9 @@ class Session(Wire):
             if isinstance(path, AddressFault):
                 self.say(_FAULTS.get(path, reply.BAD_SENDER))
                 return
+            if path and "@" not in path:  # postmaster alone is a recipient only (RFC 5321 §4.1.1.3)
+                self.say(reply.BAD_SENDER)
+                return
             mailbox = path
             parameters = mail_parameters(words)
             if isinstance(parameters, Kind):
@@ -142,6 +146,7 @@ class Session(Wire):
         if transaction is None:
             self.say(reply.NEED_MAIL if self.helo else reply.NEED_HELO)
             return
+        transaction.asked = True
         relay_form = False
         found = PLAIN_RCPT(line)
         if found is not None:
@@ -177,8 +182,8 @@ class Session(Wire):
 
     def _reject(self, verdict: Verdict, stage: str, named: Mailbox, sender: Mailbox, recipient: Mailbox | None) -> None:
         """Say, log and count a refusal. The line is made once: a dictionary attack is many of them."""
+        assert verdict.kind is not None
         kind = verdict.kind
-        assert kind is not None
         listener = self.listener
         if listener.soft_bounce:
             kind = listener.softened(kind)
@@ -186,7 +191,7 @@ class Session(Wire):
         listener.log.reject(
             self.client, stage, line, kind.reason, verdict.rule, sender, recipient, self.protocol, self.helo
         )
-        self.refuse(kind, f"{line}\r\n".encode("ascii"))
+        self.refuse(verdict.kind, kind, f"{line}\r\n".encode("ascii"))
 
     def _shadows(self, verdict: Verdict, stage: str, sender: Mailbox, recipient: Mailbox | None) -> None:
         """Rules in mode = "log": said in the log and counted, not to the client."""
@@ -201,12 +206,12 @@ class Session(Wire):
 
     def _data(self, line: bytes) -> None:
         transaction = self._transaction
-        if len(line) != 4:
-            self.say(reply.UNKNOWN_COMMAND if line[4:5].strip() else reply.BAD_ARGUMENTS)
+        if len(line) != 4 and line[4:].strip(b" "):  # trailing spaces are tolerated (RFC 5321 §4.1.1)
+            self.say(reply.BAD_ARGUMENTS if line[4:5] == b" " else reply.UNKNOWN_COMMAND)
         elif transaction is None:
             self.say(reply.NEED_MAIL if self.helo else reply.NEED_HELO)
         elif not transaction.recipients:
-            self.say(reply.NO_VALID_RCPT)
+            self.say(reply.NO_VALID_RCPT if transaction.asked else reply.NEED_RCPT)
         else:
             listener = self.listener
             self._queue_id = listener.next_id()
@@ -221,10 +226,9 @@ class Session(Wire):
         listener, transaction = self.listener, self._transaction
         assert transaction is not None
         self._transaction = None
-        if receiver.removed:
-            listener.log.header_removed(self._queue_id, receiver.removed, len(receiver.removed))
-            listener.metrics.headers_removed(len(receiver.removed))
         content = receiver.finish()
+        if receiver.removed:
+            self._removed(receiver.removed)
         if isinstance(content, Kind):
             listener.log.reject(
                 self.client, "END-OF-MESSAGE", content.line(), content.reason, content.reason,
@@ -250,6 +254,16 @@ class Session(Wire):
         self.deadline = float("inf")  # dispatch answers in bounded time
         self._final_dot = listener.clock()
         listener.dispatch.accept(envelope, content, self._answered)
+
+    def _removed(self, names: tuple[str, ...]) -> None:
+        """Log and count what the header firewall took out, or in mode log what it would have."""
+        listener = self.listener
+        if listener.rules.header.mode is Mode.LOG:
+            listener.log.header_warning(self._queue_id, names, len(names))
+            listener.metrics.shadow_headers(len(names))
+        else:
+            listener.log.header_removed(self._queue_id, names, len(names))
+            listener.metrics.headers_removed(len(names))
 
     def _answered(self, kind: Kind, text: OperatorText | QueueId = NO_TEXT) -> None:
         """Dispatch knows what to say."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from relay.config.schema import Config
 from relay.directory.snapshot import ACCEPT as KNOWN
 from relay.directory.snapshot import RESTRICTED, Directory
-from relay.mail.address import Mailbox
+from relay.mail.address import Mailbox, unquoted
 from relay.mail.reply import TOO_MANY_RECIPIENTS, OperatorText
 from relay.policy import recipient, sender
 from relay.policy.client import ClientRules
@@ -50,27 +50,33 @@ class Rules:
 
 
 class Transaction:
-    """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender."""
+    """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender; ``asked``: there was a RCPT."""
 
-    __slots__ = ("_directory", "_restricted", "_rules", "body_8bit", "recipients", "restriction", "sender", "trusted")
+    __slots__ = (
+        "_directory", "_restricted", "_rules", "asked", "body_8bit", "recipients", "restriction", "sender", "trusted",
+    )  # fmt: skip
 
     def __init__(self, mailbox: Mailbox, body_8bit: bool, trusted: bool, rules: Rules, directory: Directory) -> None:  # noqa: FBT001
         self.sender = mailbox
         self.body_8bit = body_8bit
         self.trusted = trusted
         self.recipients: list[Mailbox] = []
+        self.asked = False
         self._rules = rules
         self._directory = directory
         self.restriction: OperatorText | None = None
         snapshot = directory.snapshot
-        if mailbox and snapshot is not None and snapshot.lookup(mailbox) & RESTRICTED:
-            entry = snapshot.entry(mailbox)
+        if mailbox and snapshot is not None and snapshot.lookup(plain := unquoted(mailbox)) & RESTRICTED:
+            entry = snapshot.entry(plain)
             self.restriction = OperatorText(entry.text) if entry is not None else OperatorText("")
         self._restricted = None if self.restriction is None else sender.decide(self.restriction, rules.sender)
 
     def judge_sender(self) -> Verdict | None:
-        """What policy says of the sender at MAIL, when that is the configured stage."""
-        return self._restricted if self._rules.sender.stage == "mail" else None
+        """What policy says of the sender at MAIL, when that is the configured stage; then RCPT does not say it again."""
+        if self._rules.sender.stage != "mail":
+            return None
+        verdict, self._restricted = self._restricted, None
+        return verdict
 
     def judge_recipient(self, mailbox: Mailbox, relay_form: bool) -> Verdict:  # noqa: FBT001 - a fact
         """What policy says of one more recipient; restricted senders are told here by default (row S2)."""
@@ -80,6 +86,7 @@ class Transaction:
         if len(self.recipients) >= self._rules.recipients:
             return _FULL
         rules = self._rules.recipient
+        mailbox = unquoted(mailbox)
         local, _, domain = mailbox.rpartition("@")
         verified_by = rules.domains.get(domain) or rules.domains.get(domain.lower(), "")
         known: bool | None = None

@@ -43,6 +43,13 @@ LINE_OCTETS: Final = 2048
 WAITING_OCTETS: Final = 64 * 1024
 """What a client may send ahead while it is owed a reply; then its connection is not read."""
 
+REPLIES_AT_ONCE: Final = 256
+"""Commands of one block that are answered before others have their turn: what a client gets that sends 256 KB of NOOP
+and reads nothing stays small, and is noticed before more is made."""
+
+LAST_WORD_S: Final = 30.0
+"""A client that has not taken its last reply by then is cut off: closing waits for what is still to be sent."""
+
 NO_TEXT: Final = OperatorText("")
 
 
@@ -71,7 +78,9 @@ class Wire(SMTP):
         self._skipping = False
         self._paused = False
         self._ended = False
+        self._yielded = False
         self._errors = 0
+        self._excused = 0
 
     def __del__(self) -> None:
         """Nothing: the base class looks for a future that is never made here."""
@@ -106,21 +115,26 @@ class Wire(SMTP):
         listener = self.listener
         self.deadline = listener.now + listener.command_timeout_s
         listener.sessions.add(self)
-        listener.log.connect(self.client, listener.name)
-        listener.metrics.session_opened(listener.name)
         listener.hub.open(self.address, self._admit)
 
     def _admit(self, room: Room) -> None:
         """The hub's answer."""
-        self._admitted = room is Room.OK
-        if self.closed:
-            if self._admitted:
-                self.listener.hub.close(self.address)
-            return
         listener = self.listener
+        if self.closed:
+            if room is Room.OK:
+                listener.hub.close(self.address)
+            return
         if room is not Room.OK:
-            self.end(reply.SERVICE_BUSY if room is Room.BUSY else reply.CLIENT_BUSY)
-        elif listener.draining:
+            kind, rule = _NO_ROOM[room]
+            listener.log.reject(
+                self.client, "CONNECT", kind.line(), kind.reason, rule, NULL_SENDER, None, "SMTP", ""
+            )  # fmt: skip
+            self.end(kind)
+            return
+        self._admitted = True
+        listener.log.connect(self.client, listener.name)
+        listener.metrics.session_opened(listener.name)
+        if listener.draining:
             self.end(reply.SHUTTING_DOWN)
         elif listener.implicit_tls:
             listener.background(self._start_tls())
@@ -131,11 +145,12 @@ class Wire(SMTP):
         self.trusted = self.listener.rules.client.trusted(self.address)
         self.busy = False
         self.transport.write(self.listener.banner)
-        if self._waiting:
-            self._resume()
+        self._go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone. A message in the hands of dispatch goes its way without us."""
+        if self not in self.listener.sessions:  # told before, when TLS failed
+            return
         self.closed = True
         if self.receiver is not None:
             self.receiver.discard()
@@ -145,11 +160,11 @@ class Wire(SMTP):
         if self._admitted:
             self._admitted = False
             listener.hub.close(self.address)
-        listener.log.disconnect(self.client, listener.name, self.commands, self.messages, self._errors)
-        listener.metrics.session_closed(listener.name)
+            listener.log.disconnect(self.client, listener.name, self.commands, self.messages, self._errors)
+            listener.metrics.session_closed(listener.name)
 
     def eof_received(self) -> bool:
-        """A half-close: whatever is under way is finished and answered, then the connection ends (RFC 9293 §3.6)."""
+        """A half-close: whatever came before it is finished and answered, then the connection ends (RFC 9293 §3.6)."""
         self._ended = True
         return self.busy and not self.tls
 
@@ -161,12 +176,20 @@ class Wire(SMTP):
     def resume_writing(self) -> None:
         """It reads again."""
         self._paused = False
-        if not self.closed and len(self._waiting) <= WAITING_OCTETS:
+        self._take_turn()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read from the client again, unless it is ahead of us already or behind with its own reading."""
+        if not self._paused and not self.closed and len(self._waiting) <= WAITING_OCTETS:
             self.transport.resume_reading()
 
     def expire(self) -> None:
         """The listener's sweep found this session past its deadline."""
-        self.end(reply.TIMED_OUT)
+        if self.closed:
+            self.transport.abort()
+        else:
+            self.end(reply.TIMED_OUT)
 
     def shut_down(self) -> None:
         """The relay ends now, whatever the session waits for: nothing it was not told 250 for is promised."""
@@ -180,14 +203,17 @@ class Wire(SMTP):
     def data_received(self, data: bytes) -> None:
         """Octets from the client."""
         listener = self.listener
+        if self.closed:
+            return
         if self.busy:
             self._waiting += data
             if len(self._waiting) > WAITING_OCTETS:
                 self.transport.pause_reading()
             return
-        self.deadline = listener.now + (
-            listener.command_timeout_s if self.receiver is None else listener.data_timeout_s
-        )
+        if self.receiver is not None:
+            self.deadline = listener.now + listener.data_timeout_s
+        elif b"\n" in data:  # a command, not the next octet of one that never ends
+            self.deadline = listener.now + listener.command_timeout_s
         if self._waiting:
             data, self._waiting = self._waiting + data, b""
         try:
@@ -196,12 +222,20 @@ class Wire(SMTP):
             listener.log.alarm("session_fault", client=self.client, error=repr(error))
             self.end(reply.SHUTTING_DOWN if listener.draining else reply.SESSION_FAULT)
 
-    def _resume(self) -> None:
-        """Go on with what came while the session was busy."""
-        data, self._waiting = self._waiting, b""
-        if not self._paused:
-            self.transport.resume_reading()
-        self.data_received(data)
+    def _go_on(self) -> None:
+        """Work through what came while the session was busy; then, after a half-close, nothing is left to do."""
+        if self._waiting:
+            data, self._waiting = self._waiting, b""
+            self.data_received(data)
+            self._read_on()
+        if self._ended and not self.busy and not self.closed:
+            self.transport.close()
+
+    def _take_turn(self) -> None:
+        """Go on with a long group of commands, others having had their turn and the client its replies."""
+        if self._yielded and not self._paused and not self.closed:
+            self._yielded = self.busy = False
+            self._go_on()
 
     def _run(self, data: bytes) -> None:
         """Work through ``data``; replies of a pipelined group leave in one write (RFC 2920 §3.2)."""
@@ -235,11 +269,14 @@ class Wire(SMTP):
                     else:
                         self.command(data[position : end - 2])
                 position = end
-            if self.busy or self.closed:
+            if self.busy or self.closed or len(self._out) >= REPLIES_AT_ONCE:
                 break
         self._running = False
         if position < size and not self.closed:
             self._waiting = data[position:] + self._waiting
+            if not self.busy and len(self._out) >= REPLIES_AT_ONCE:
+                self._yielded = self.busy = True
+                asyncio.get_running_loop().call_soon(self._take_turn)
         if self._out:
             self._flush()
 
@@ -252,20 +289,26 @@ class Wire(SMTP):
     def say(self, kind: Kind, mailbox: Mailbox = NULL_SENDER, text: OperatorText | QueueId = NO_TEXT) -> None:
         """Queue a reply and count it."""
         if kind.code >= 400:
-            if self.listener.soft_bounce:
-                kind = self.listener.softened(kind)
-            self.refuse(kind, kind.fixed or kind.wire(mailbox, text))
+            said = self.listener.softened(kind) if self.listener.soft_bounce else kind
+            self.refuse(kind, said, said.fixed or said.wire(mailbox, text))
             return
         self.listener.metrics.replied(kind)
         self._out.append(kind.fixed or kind.wire(mailbox, text))
 
-    def refuse(self, kind: Kind, line: bytes) -> None:
-        """Queue a refusal, count it, and end the session when its error budget is spent."""
+    def refuse(self, kind: Kind, said: Kind, line: bytes) -> None:
+        """Queue a refusal, count it, and end the session when its error budget is spent.
+
+        ``kind`` is what was decided, ``said`` what ``soft_bounce`` made of it. A 4xx is no fault of the client and does
+        not spend the budget: one that names more recipients than fit must still get the first ones through (RFC 5321
+        §4.5.3.1.10), and one that meets a full disk has done nothing wrong.
+        """
         listener = self.listener
         self._errors += 1
-        listener.metrics.replied(kind)
+        if kind.code < 500:
+            self._excused += 1
+        listener.metrics.replied(said)
         self._out.append(line)
-        if self._errors == listener.errors and kind.code != 421:
+        if 0 < listener.errors <= self._errors - self._excused:
             self.end(reply.TOO_MANY_ERRORS)
 
     def end(self, kind: Kind) -> None:
@@ -274,6 +317,7 @@ class Wire(SMTP):
             return
         self.closed = True
         self.busy = False
+        self.deadline = self.listener.now + LAST_WORD_S
         self.listener.metrics.replied(kind)
         if self.tls or not self.listener.implicit_tls:
             self._out.append(kind.wire())
@@ -287,12 +331,10 @@ class Wire(SMTP):
         if self._running or self.closed:  # answered before the loop in _run came back to see
             return
         self._flush()
-        if self._ended:
-            self.end(reply.BYE)
-        elif listener.draining:
+        if listener.draining:
             self.end(reply.SHUTTING_DOWN)
-        elif self._waiting:
-            self._resume()
+        else:
+            self._go_on()
 
     # --- TLS -----------------------------------------------------------------------------------------------------------
 
@@ -310,19 +352,26 @@ class Wire(SMTP):
         self.busy = True
         self.deadline = float("inf")  # the handshake has its own
         loop = asyncio.get_running_loop()
-        self._waiting = b""
-        try:
-            transport = await loop.start_tls(
+        early, self._waiting = self._waiting, b""
+        upgrade = loop.create_task(
+            loop.start_tls(
                 self.transport, self, context, server_side=True, ssl_handshake_timeout=listener.handshake_timeout_s
             )
-        except (OSError, ssl.SSLError, TimeoutError) as error:
-            listener.log.tls_failed(self.client, str(error))
-            self.transport.close()
+        )
+        if listener.implicit_tls and early:
+            # The client's first octets came while the hub was asked. They belong to TLS, not to the session.
+            await asyncio.sleep(0)  # start_tls has changed the protocol and asked the loop to begin with it
+            loop.call_soon(_feed, self.transport.get_protocol(), early)
+        try:
+            transport = await upgrade
+        except OSError as error:  # SSLError and TimeoutError are OSErrors
+            self._tls_failed(str(error) or type(error).__name__)
             return
-        if transport is None or self.closed:
+        tls: ssl.SSLObject | None = None if transport is None else transport.get_extra_info("ssl_object")
+        if transport is None or tls is None or self.closed:
+            self._tls_failed("connection lost")
             return
         self.transport = transport
-        tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
         cipher = tls.cipher()
         self.tls = f"{tls.version()} {cipher[0] if cipher else ''}"
         listener.log.tls(self.client, tls.version() or "", cipher[0] if cipher else "")
@@ -332,5 +381,28 @@ class Wire(SMTP):
             self._greet()
             return
         self.busy = False
-        if self._waiting:
-            self._resume()
+        self._go_on()
+
+    def _tls_failed(self, why: str) -> None:
+        """The session ends here: the TLS layer tells nobody of a connection that is lost during its handshake."""
+        if not self.closed:
+            self.listener.log.tls_failed(self.client, why)
+        self.transport.abort()
+        if self in self.listener.sessions:
+            self.connection_lost(None)
+
+
+def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
+    """Hand octets to a protocol as its transport would."""
+    while octets:
+        buffer = protocol.get_buffer(len(octets))
+        count = min(len(buffer), len(octets))  # type: ignore[arg-type] # a memoryview, whatever the stub calls it
+        buffer[:count] = octets[:count]  # type: ignore[index]
+        protocol.buffer_updated(count)
+        octets = octets[count:]
+
+
+_NO_ROOM: Final = {
+    Room.BUSY: (reply.SERVICE_BUSY, "limits.sessions"),
+    Room.CLIENT_BUSY: (reply.CLIENT_BUSY, "limits.sessions_per_client"),
+}

@@ -34,6 +34,7 @@ PLAIN_MAILBOX: Final = (
 _DOMAIN: Final = re.compile(DOMAIN_PATTERN)
 _DOT_ATOM: Final = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*")
 _QUOTED: Final = re.compile(r'"(?:[ !#-\[\]-~]|\\[ -~])*"')
+_QUOTED_PAIR: Final = re.compile(r"\\(.)")
 _LITERAL: Final = re.compile(r"\[(?:(?P<four>[0-9.]{7,15})|IPv6:(?P<six>[0-9A-F:.]{2,45}))\]", re.IGNORECASE)
 
 
@@ -85,6 +86,18 @@ def parse_mailbox(text: str) -> Mailbox | AddressFault:
     return Mailbox(text)
 
 
+def unquoted(mailbox: Mailbox) -> Mailbox:
+    """The same mailbox without needless quotes: what a look-up has to ask for, lest ``"a"@b`` pass for another than ``a@b``.
+
+    RFC 5321 §4.1.2: quoting that is not needed does not make another mailbox.
+    """
+    if not mailbox.startswith('"'):
+        return mailbox
+    local, _, domain = mailbox.rpartition("@")
+    bare = _QUOTED_PAIR.sub(r"\1", local[1:-1])
+    return Mailbox(f"{bare}@{domain}") if _DOT_ATOM.fullmatch(bare) else mailbox
+
+
 def is_relay_form(mailbox: Mailbox) -> bool:
     """True for the forms that relays of old resolved: ``a%b@c``, ``a!b@c``, ``"a@b"@c`` (RFC 5321 App. C, RFC 2505).
 
@@ -97,7 +110,7 @@ def is_relay_form(mailbox: Mailbox) -> bool:
 def parse_path(raw: bytes) -> tuple[Mailbox | AddressFault, str]:
     """``<path>`` and what stands behind it (the ESMTP parameters, without the leading space).
 
-    ``<>`` gives ``NULL_SENDER``. Source routes (``<@a,@b:c@d>``) are named and refused: RFC 5321 §4.1.1.3
+    ``<>`` gives ``NULL_SENDER``. Source routes (``<@a,@b:c@d>``) are named and refused: RFC 5321 §3.6.1
     lets a server decline them. Control characters are a fault wherever they stand, so what is behind the path is
     printable too.
     """

@@ -13,6 +13,12 @@ from relay.config.schema import Config, Mode
 FIREWALL_RULE: Final = "content.header_firewall"
 HOPS_RULE: Final = "limits.hops"
 
+_RESULTS: Final = b"authentication-results"
+_FOLD: Final = re.compile(rb"\r?\n\.?(?=[ \t])")
+_QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_PAIR: Final = re.compile(rb"\\(.)", re.DOTALL)
+_TOKEN: Final = re.compile(rb'[^\x00- ()<>@,;:\\"/\[\]?=\x7f-\xff]+')  # RFC 2045 §5.1
+
 
 class HeaderResult(NamedTuple):
     """``header`` as it may go on; ``removed`` names the header fields the firewall met, lower case, in order."""
@@ -23,26 +29,31 @@ class HeaderResult(NamedTuple):
 
 
 class HeaderRules:
-    """Which header fields are taken from mail of untrusted clients, compiled once per configuration."""
+    """Which header fields are taken from mail of untrusted clients, compiled once per configuration.
 
-    __slots__ = ("_field", "_stems", "hops", "mode")
+    The wire form counts: a dot that begins a line is taken off by whoever reads the message (RFC 5321 §4.5.2), so
+    ``.X-Name:`` is the field X-Name, and ``. text`` continues a field.
+    """
+
+    __slots__ = ("_field", "_own", "_stems", "hops", "mode")
 
     def __init__(self, config: Config) -> None:
         self.mode = config.content.header_firewall
         self.hops = config.limits.hops
-        names = [name.lower().encode("ascii") for name in config.content.remove_headers]
-        # RFC 8601 §5: results that claim to be ours. The authserv-id may be folded or follow a comment.
-        own = re.escape(config.server.hostname.lower().encode("ascii"))
-        results = rb"authentication-results(?=[ \t]*:(?:[ \t\r\n]|\([^()]*\))*\"?" + own + rb"(?![a-z0-9.-]))"
-        patterns = [re.escape(name[:-1]) + rb"[!-9;-~]*" if name.endswith(b"*") else re.escape(name) for name in names]
-        self._stems = (*(b"\n" + name.rstrip(b"*") for name in names), b"\nauthentication-results")
+        self._own = config.server.hostname.lower().encode("ascii")
+        names = [*(name.lower().encode("ascii") for name in config.content.remove_headers), _RESULTS]
+        # Behind a prefix anything up to the colon: who puts other characters there means the same field.
+        patterns = [re.escape(name[:-1]) + rb"[^:\r\n]*" if name.endswith(b"*") else re.escape(name) for name in names]
+        self._stems = tuple(b"\n" + name.rstrip(b"*") for name in names)
         self._field = re.compile(
-            rb"(?<=\n)(" + b"|".join([*patterns, results]) + rb")[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*", re.IGNORECASE
+            rb"(?<=\n)\.?(" + b"|".join(patterns) + rb")[ \t]*:([^\n]*\n(?:\.?[ \t][^\n]*\n)*)", re.IGNORECASE
         )
 
     def apply(self, header: bytes, trusted: bool) -> HeaderResult:  # noqa: FBT001 - a fact, not a switch
         """Count the Received lines and, unless the client is trusted, take out what it must not say."""
         lower = b"\n" + header.lower()
+        if b"\n." in lower:
+            lower = lower.replace(b"\n.", b"\n")
         hops = lower.count(b"\nreceived:")
         if trusted or self.mode is Mode.OFF:
             return HeaderResult(header, (), hops)
@@ -51,7 +62,45 @@ class HeaderRules:
                 break
         else:
             return HeaderResult(header, (), hops)
-        removed = tuple(m[1].decode("ascii").lower() for m in self._field.finditer(b"\n" + header))
-        if not removed or self.mode is Mode.LOG:
-            return HeaderResult(header, removed, hops)
-        return HeaderResult(self._field.sub(b"", b"\n" + header)[1:], removed, hops)
+        removed: list[str] = []
+
+        def judge(field: re.Match[bytes]) -> bytes:
+            name = field[1].rstrip(b" \t").lower()
+            if name == _RESULTS and not self._claims_to_be_ours(field[2]):
+                return field[0]
+            removed.append(name.decode("ascii", "replace"))
+            return b""
+
+        rest = self._field.sub(judge, b"\n" + header)[1:]
+        kept = header if not removed or self.mode is Mode.LOG else rest
+        return HeaderResult(kept, tuple(removed), hops)
+
+    def _claims_to_be_ours(self, value: bytes) -> bool:
+        """RFC 8601 §5: results under our own authserv-id. What cannot be read but holds our name is taken for ours."""
+        value = _FOLD.sub(b"", value).lower()
+        identity = authserv_id(value)
+        return identity == self._own if identity else self._own in value
+
+
+def authserv_id(value: bytes) -> bytes:
+    """The authserv-id that opens an unfolded Authentication-Results value (RFC 8601 §2.2); empty when none can be read.
+
+    Comments before it may be nested; it is a token or a quoted string, with quoted pairs in either.
+    """
+    position, depth = 0, 0
+    while position < len(value):
+        octet = value[position : position + 1]
+        if octet == b"(":
+            depth += 1
+        elif octet == b")" and depth:
+            depth -= 1
+        elif octet == b"\\" and depth:
+            position += 1
+        elif not depth and octet not in b" \t\r\n":
+            break
+        position += 1
+    quoted = _QUOTED.match(value, position)
+    if quoted is not None:
+        return _PAIR.sub(rb"\1", quoted[1]).strip(b" \t.")
+    token = _TOKEN.match(value, position)
+    return token[0].rstrip(b".") if token is not None else b""

@@ -160,12 +160,20 @@ class MailLog:
             self._line("smtpd", text)
 
     def header_removed(self, queue_id: str, names: Sequence[str], count: int) -> None:
-        """The header firewall took ``count`` lines out of a message."""
+        """The header firewall took ``count`` fields out of a message."""
         shown = [printable(name, HELO_OCTETS) for name in names[:NAMES_SHOWN]]
         if self._json:
             self._object("header_removed", id=queue_id, names=shown, count=count)
         else:
             self._line("cleanup", f"{queue_id}: header removed: {', '.join(shown)} ({count})")
+
+    def header_warning(self, queue_id: str, names: Sequence[str], count: int) -> None:
+        """The header firewall in mode log: it would have taken them out, and the message went on as it was."""
+        shown = [printable(name, HELO_OCTETS) for name in names[:NAMES_SHOWN]]
+        if self._json:
+            self._object("header_warning", id=queue_id, names=shown, count=count)
+        else:
+            self._line("cleanup", f"{queue_id}: header_warning: would be removed: {', '.join(shown)} ({count})")
 
     def received(
         self,

@@ -281,6 +281,10 @@ class Metrics:
         """A rule in ``mode = "log"`` would have given this reply."""
         self._shadow[kind.reason] += 1
 
+    def shadow_headers(self, count: int) -> None:
+        """Header fields the firewall met in ``mode = "log"``."""
+        self._shadow["header_firewall"] += count
+
     def headers_removed(self, count: int) -> None:
         """Header lines the firewall took out of one message."""
         self._headers_removed.pending[()] += count

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, Callable[[MailLog], None]] = {
         "mail.example.com",
     ),
     "header_removed": lambda log: log.header_removed("4dK2xW7Q", ["X-MS-Exchange-Organization-SCL"], 1),
+    "header_warning": lambda log: log.header_warning("4dK2xW7Q", ["X-MS-Exchange-Organization-SCL"], 1),
     "received": lambda log: log.received(
         "4dK2xW7Q", CLIENT, "mx", "ann@example.net", 2, 1834, "ESMTPS", "mail.example.net", "TLSv1.3"
     ),
