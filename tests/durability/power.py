@@ -69,7 +69,7 @@ class Disk:
         return disk
 
     def watch(self, calls: Sequence[Call]) -> Iterator[int]:
-        """Let the calls happen one line after the other; yields each line, for a cut right after it.
+        """Let the calls happen; yields the line of each beginning and each end, for a cut right after it.
 
         A write counts from its beginning (any part of it may reach the disk), a sync at its end.
         """
