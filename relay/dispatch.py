@@ -49,6 +49,9 @@ _SESSION_STAGES: Final = frozenset({Stage.CONNECT, Stage.BANNER, Stage.EHLO, Sta
 
 NO_TEXT: Final = OperatorText("")
 
+KEPT_OVER: Final = 256
+"""Finished express attempts that may lie behind an unfinished one: some megabytes of small messages."""
+
 
 class Ids:
     """Queue ids: start of the worker in milliseconds, its slot, a counter; unique over slots and restarts."""
@@ -115,10 +118,12 @@ class ExpressAttempt:
     def done(self, answers: list[Answer], next_hop: str) -> None:
         """The lane's result."""
         others = self._others
-        if others and answers[0].stage in _SESSION_STAGES:
-            self._lane = others.pop(0)
-            self._lane.submit(self, express=True)
-            return
+        while others and answers[0].stage in _SESSION_STAGES:
+            lane = others.pop(0)
+            if lane.up:
+                self._lane = lane
+                lane.submit(self, express=True)
+                return
         dispatch = self._dispatch
         dispatch.metrics.delivery_seconds(next_hop, time.monotonic() - self._started)
         if self._storing:
@@ -253,6 +258,8 @@ class Dispatch:
         """Find express attempts past their deadline; it is the same for all, so the oldest stand in front."""
         now = time.monotonic()
         attempts = self._attempts
+        if len(attempts) > KEPT_OVER:  # one slow attempt in front keeps none of the others in memory
+            attempts = self._attempts = deque(attempt for attempt in attempts if not attempt.over)
         while attempts and (attempts[0].over or attempts[0].deadline <= now):
             attempt = attempts.popleft()
             if not attempt.over:

@@ -133,14 +133,14 @@ class Connection(asyncio.Protocol):
                 break
             line = data[position:end]
             position = end + 1
-            if not self._line(line):
+            if not self._line(line, len(data) - position):
                 return
         self._buffer = data[position:]
         if len(self._buffer) > REPLY_OCTETS:
             self._fail("reply too long")
 
-    def _line(self, line: bytes) -> bool:
-        """One line of a reply; False when the connection is not to be read any more."""
+    def _line(self, line: bytes, rest: int) -> bool:
+        """One line of a reply, ``rest`` octets behind it; False when the connection is not to be read any more."""
         if self.attempt is None:  # unsolicited, e.g. 421 before an idle connection is closed (RFC 5321 §3.8)
             self.close()
             return False
@@ -148,10 +148,10 @@ class Connection(asyncio.Protocol):
             if len(self._lines) * TEXT_OCTETS > REPLY_OCTETS:
                 self._fail("reply too long")
                 return False
-            self._lines.append(line[4:].decode("ascii", "replace").strip())
+            self._lines.append(line[4 : 4 + TEXT_OCTETS].decode("ascii", "replace").strip())
             return True
         digits = line[:3]
-        if not (digits.isdigit() and len(digits) == 3 and b"2" <= digits[:1] <= b"5"):
+        if not (digits.isdigit() and len(digits) == 3 and b"2" <= digits[:1] <= b"5" and line[3:4] in b" \r"):
             self._fail("malformed reply")
             return False
         text = line[4:].decode("ascii", "replace").strip()
@@ -160,16 +160,13 @@ class Connection(asyncio.Protocol):
             more = [x.removeprefix(first[0]) if first else x for x in (*self._lines[1:], text)]
             text = " ".join((self._lines[0], *more))
             self._lines = []
-        return self._reply(int(digits), text)
+        return self._reply(int(digits), text, rest)
 
-    def _reply(self, code: int, text: str) -> bool:
-        stage = self._steps[self._next][0] if self._next < len(self._steps) else Stage.FINAL
-        self._unanswered = False
+    def _reply(self, code: int, text: str, rest: int) -> bool:
+        stage = self._stage()
         if code == 421:
-            enhanced, words = split_text(text)
-            self._settle(Answer(stage, code, enhanced, words))
-            self.close()
-            return False
+            return self._goodbye(self._answer(stage, code, text))
+        self._unanswered = False
         match stage:
             case Stage.MAIL:
                 if not 200 <= code <= 299:
@@ -185,16 +182,50 @@ class Connection(asyncio.Protocol):
             case Stage.FINAL if self._pieces is not None:
                 return self._early(code, text)
             case Stage.FINAL:
-                self._finish(self._answer(stage, code, text))
+                answer = self._answer(stage, code, text)
+                if rest or 300 <= code <= 399:  # more replies than commands: the next one could not be told apart
+                    return self._abandon(self._mail or answer)
+                self._finish(answer)
                 return self.attempt is not None or not self.transport.is_closing()
             case _:
                 pass
         self._next += 1
         return self._go_on()
 
+    def _stage(self) -> Stage:
+        """The step whose reply is awaited."""
+        return self._steps[self._next][0] if self._next < len(self._steps) else Stage.FINAL
+
+    def _goodbye(self, answer: Answer) -> bool:
+        """421: the session is over, whatever was asked. Where it came instead of any answer on a connection that had
+        served before, it was meant for the idle connection (RFC 5321 §3.8), and the message takes another one.
+        """
+        if self._unanswered and self.uses > 1:
+            self._again()
+            self.transport.abort()
+            return False
+        return self._abandon(self._mail or answer, answer)
+
+    def _abandon(self, answer: Answer, health: Answer | None = None) -> bool:
+        """The transaction is over, and so is the connection; ``health`` is what it says of the next hop, if not that."""
+        self._pieces = None
+        self._settle(answer, health)
+        self.lane.forget(self)
+        self.transport.abort()
+        return False
+
+    def _again(self) -> None:
+        """Nothing of this message was answered: it takes another connection."""
+        attempt, self.attempt = self.attempt, None
+        self.deadline = float("inf")
+        self.lane.forget(self)
+        if attempt is not None:
+            self.lane.again(attempt)
+
     def _go_on(self) -> bool:
         """The next command, when the next hop takes one at a time; or the end when there is no point in it."""
         if self.capabilities.pipelining:
+            self.deadline = self.lane.now() + self.lane.command_timeout_s  # each reply has its own (RFC 5321 §4.5.3.2)
             return True
         if self._mail is not None:
             self._finish(self._mail)
@@ -211,16 +242,14 @@ class Connection(asyncio.Protocol):
     def _data_reply(self, code: int, text: str) -> bool:
         self._next += 1
         answer = self._mail or self._answer(Stage.DATA, code, text)
+        if code < 400 and code != 354:  # replies and commands are out of step
+            return self._abandon(self._mail or Answer(Stage.DATA, 0, "", f"unexpected reply {code} to DATA"))
         if code != 354:
             self._reset = True
-            if answer.code < 300:
-                answer = Answer(Stage.DATA, 0, "", f"unexpected reply {code} to DATA")
             self._finish(answer)
             return True
         if self._mail is not None:  # refused, yet it wants data: nothing that follows could be trusted
-            self._settle(self._mail)
-            self.close()
-            return False
+            return self._abandon(self._mail)
         if not self._accepted:  # RFC 2920 §3.1: DATA was sent along, the lone dot ends it
             self._mail = Answer(Stage.RCPT, 0, "", "no recipient was accepted")
             self.transport.write(b".\r\n")
@@ -232,11 +261,7 @@ class Connection(asyncio.Protocol):
         answer = self._answer(Stage.FINAL, code, text)
         if code < 400:
             answer = Answer(Stage.DATA, 0, "", f"unexpected reply {code} before the final dot")
-        self._pieces = None
-        self._settle(answer)
-        self.lane.forget(self)
-        self.transport.abort()
-        return False
+        return self._abandon(answer)
 
     def _send_body(self) -> bool:
         attempt = self.attempt
@@ -245,8 +270,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self.lane.now() + self.lane.final_reply_timeout_s
         if memory is not None:
             if not attempt.may_finish():
-                self._fail("broken off before the final dot: the lease is lost or too short")
-                return False
+                return self._break_off()
             self.transport.write(memory + b".\r\n")
             return True
         self._pieces = attempt.content.chunks()
@@ -263,8 +287,7 @@ class Connection(asyncio.Protocol):
                 if piece is None:
                     self._pieces = None
                     if not attempt.may_finish():
-                        self._fail("broken off before the final dot: the lease is lost or too short")
-                        return False
+                        return self._break_off()
                     self.transport.write(b".\r\n")
                     return True
                 self.transport.write(piece)
@@ -293,25 +316,25 @@ class Connection(asyncio.Protocol):
         self._settle(self._mail or answer)
         self.lane.released(self)
 
-    def _settle(self, answer: Answer) -> None:
+    def _settle(self, answer: Answer, health: Answer | None = None) -> None:
         """Give the attempt its answers: ``answer`` for every recipient that has none of its own."""
         attempt, self.attempt = self.attempt, None
         self.deadline = float("inf")
         if attempt is not None:
-            self.lane.answered(answer)
+            self.lane.answered(health or answer)
             attempt.done([given or answer for given in self._answers], self.lane.name)
 
     def _fail(self, text: str) -> None:
         """Nothing can be said any more: code 0 for whoever has no answer yet."""
-        stage = self._steps[self._next][0] if self._next < len(self._steps) else Stage.FINAL
+        stage = self._stage()
         if stage is Stage.FINAL and self._pieces is not None:
             stage = Stage.DATA  # the dot was not sent
-        if text.startswith("broken off"):
-            stage = Stage.DATA
-        self._settle(Answer(stage, 0, "", text))
-        self._pieces = None
-        self.lane.forget(self)
-        self.transport.abort()
+        answer = Answer(stage, 0, "", text)
+        self._abandon(self._mail or answer, answer)
+
+    def _break_off(self) -> bool:
+        """The dot must not leave: another worker may own the message before the reply comes."""
+        return self._abandon(Answer(Stage.DATA, 0, "", "broken off: the lease is lost or ends too soon"))
 
     # --- the connection ------------------------------------------------------------------------------------------------
 
@@ -321,8 +344,7 @@ class Connection(asyncio.Protocol):
         if self.attempt is None:
             return
         if self._unanswered and self.uses > 1:
-            attempt, self.attempt = self.attempt, None
-            self.lane.again(attempt)
+            self._again()
             return
         self._fail(f"connection lost: {error}" if error else "connection lost")
 

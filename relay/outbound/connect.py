@@ -89,6 +89,8 @@ async def _hello(client: SMTP, lane: Lane) -> None:
         if error.code not in (500, 502):  # RFC 5321 §3.2: an old server that knows HELO only
             raise
         await client.helo(hostname=lane.hostname, timeout=lane.command_timeout_s)
+    if not client.is_connected:  # closed right behind the reply: the library has let go of the transport
+        raise aiosmtplib.SMTPServerDisconnected("connection lost")
 
 
 def _take_over(lane: Lane, client: SMTP) -> Connection:

@@ -1,7 +1,9 @@
 """Owns: one next hop: its connections, how many at once, whether it is healthy, who waits for it.
 
-States: *up*; *down* after ``delivery.failures`` failed connections in a row, until ``retry_at``; then one connection
-probes. A 421 lowers the limit below what was open. Slow start: a lowered limit doubles with every full round of answers. It must not judge answers about mail; only connections count as failures here.
+States: *up*; *down* after ``delivery.failures`` failed connections in a row. From ``retry_at`` on one connection probes,
+opened by the sweep or by queued mail; no client waits for it. A connection that comes about, or an answer on an older one,
+is the end of *down*. A 421 lowers the limit to what worked. Slow start: a lowered limit doubles with every full round of
+answers. It must not judge answers about mail; only connections count as failures here.
 """
 
 from __future__ import annotations
@@ -76,7 +78,12 @@ class Lane:
 
     @property
     def up(self) -> bool:
-        """False while the circuit breaker is open."""
+        """False while the circuit breaker is open: express mail does not come here."""
+        return not self.retry_at
+
+    @property
+    def worth_trying(self) -> bool:
+        """True when queued mail may be handed in: up, or due to be probed."""
         return not self.retry_at or self.now() >= self.retry_at
 
     @property
@@ -100,7 +107,7 @@ class Lane:
                 continue
             connection.start(attempt, now)
             return
-        if not self.up:
+        if not self.worth_trying:
             attempt.done([self.failure()] * len(attempt.recipients), self.name)
             return
         (self._express if express else self._queued).append(attempt)
@@ -126,10 +133,17 @@ class Lane:
 
     def _open_more(self) -> None:
         wanted = len(self._express) + len(self._queued)
-        while len(self._opening) < wanted and len(self._connections) + len(self._opening) < self._limit:
-            task = asyncio.get_running_loop().create_task(self._open())
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+        if self.retry_at:  # one probe, even when an old connection hangs
+            wanted, limit = min(wanted, 1), self._full_limit
+        else:
+            limit = self._limit
+        while len(self._opening) < wanted and len(self._connections) + len(self._opening) < limit:
+            self._open_one()
+
+    def _open_one(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._open())
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
 
     async def _open(self) -> None:
         context = None if self.now() < self._plain_until else self._tls
@@ -149,20 +163,27 @@ class Lane:
         except ConnectFailed as error:
             self._refused(error.answer)
             return
+        except Exception as error:  # noqa: BLE001 - the boundary of this task: whoever waits for the connection must hear of it
+            self.log.alarm("next_hop_fault", next_hop=self.name, cause=repr(error))
+            self._refused(Answer(Stage.CONNECT, 0, "", "local error"))
+            return
         self._connections.add(connection)
         self._failures = 0
+        if self.retry_at:
+            self._come_up()
         self.released(connection)
 
     def _refused(self, answer: Answer) -> None:
         """A connection could not be made."""
         self.last_failure = answer
+        others = len(self._opening) - 1 + len(self._connections)
+        if answer.code == 421 and others > 0 and not self.retry_at:
+            self._lower_limit(len(self._connections))  # it serves us, but not with so many at once
+            return
         self._failures += 1
-        if answer.code == 421:
-            self._lower_limit()
-        still_trying = len(self._opening) - 1 + len(self._connections)
         if self._failures >= self._max_failures or self.retry_at:
             self._go_down(answer)
-        elif still_trying > 0:
+        elif others > 0:
             return
         waiting = [*self._express, *self._queued]
         self._express.clear()
@@ -178,6 +199,12 @@ class Lane:
         self.retry_at = now + wait
         self._backoff = min(self._backoff * 2, BACKOFF_S)
         self._limit = 1
+        self._successes = 0
+
+    def _come_up(self) -> None:
+        self.retry_at = 0.0
+        self._backoff = 1.0
+        self.log.alarm("next_hop_up", next_hop=self.name)
 
     def released(self, connection: Connection) -> None:
         """A connection is free: give it the next message, express and queue in turn."""
@@ -185,15 +212,9 @@ class Lane:
         if connection.transport.is_closing():
             self.forget(connection)
             return
-        old = now - connection.opened > self._reuse_s or len(self._connections) > self._limit
-        if old or self.draining:
-            if self._express or self._queued:
-                connection.quit()
-                self._open_more()
-                return
-            if old:
-                connection.quit()
-                return
+        if now - connection.opened > self._reuse_s or len(self._connections) > self._limit:
+            connection.quit()  # whoever waits gets the next one
+            return
         self._turn = not self._turn
         first, second = (self._express, self._queued) if self._turn else (self._queued, self._express)
         waiting = first or second
@@ -215,14 +236,12 @@ class Lane:
         """A transaction got this last answer: what it says about the next hop's health."""
         if answer.code == 421:
             self.last_failure = answer
-            self._lower_limit()
+            self._lower_limit(len(self._connections) - 1)
             return
         if answer.code == 0:
             return
         if self.retry_at:
-            self.retry_at = 0.0
-            self._backoff = 1.0
-            self.log.alarm("next_hop_up", next_hop=self.name)
+            self._come_up()
         if self._limit < self._full_limit:
             self._successes += 1
             if self._successes >= self._limit:  # doubles each round: slow start
@@ -230,14 +249,16 @@ class Lane:
                 self._limit = min(self._limit * 2, self._full_limit)
                 self._open_more()
 
-    def _lower_limit(self) -> None:
-        self._limit = max(1, min(self._limit, len(self._connections)) - 1)
+    def _lower_limit(self, working: int) -> None:
+        self._limit = max(1, min(self._limit, working))
         self._successes = 0
 
     # --- upkeep --------------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """End connections past their deadline or idle for too long; the worker calls this several times a second."""
+        """End connections past their deadline or idle for too long, and probe when it is time; called several times a
+        second.
+        """
         now = self.now()
         for connection in [c for c in self._connections if c.deadline < now]:
             connection.expire()
@@ -245,6 +266,8 @@ class Lane:
             c for c in self._idle if now - c.idle_since > self._idle_s or now - c.opened > self._reuse_s
         ]:
             connection.quit()
+        if self.retry_at and now >= self.retry_at and not (self._opening or self._connections or self.draining):
+            self._open_one()
 
     @property
     def busy(self) -> bool:

@@ -43,20 +43,18 @@ class Lanes:
         return self.routes.find(domain)
 
     def candidates(self, route: Route) -> list[Lane]:
-        """The route's lanes, those that are up first, each group in order of preference."""
+        """The route's lanes: first those that are up, then those to be probed; each group in order of preference."""
         lanes = [self._lanes[hop] for hop in route.next_hops]
         if len(lanes) == 1:
             return lanes
-        return [x for x in lanes if x.up] + [x for x in lanes if not x.up]
+        return sorted(lanes, key=lambda lane: 0 if lane.up else 1 if lane.worth_trying else 2)
 
     def sweep(self) -> None:
         """Deadlines and figures; called every SWEEP_S."""
         for lane in self._lanes.values():
             lane.sweep()
             self._metrics.next_hop_connections(lane.name, lane.connections)
-            state: NextHopState = (
-                "misconfigured" if lane.misconfigured else "up" if lane.up and not lane.retry_at else "down"
-            )
+            state: NextHopState = "misconfigured" if lane.misconfigured else "up" if lane.up else "down"
             if self._states.get(lane) != state:
                 self._states[lane] = state
                 self._metrics.next_hop_state(lane.name, state)

@@ -92,6 +92,7 @@ class Results:
         delivered, unknown = 0, False
         host = lane.name if lane is not None else ""
         delay = time.time() - created
+        now, dice = boot_clock(), random.random()  # one of each: recipients that failed together are tried together
         for one, answer in zip(tried, answers, strict=True):
             outcome = classify(answer)
             if outcome is Outcome.REFUSED and self._soft_bounce:
@@ -117,7 +118,7 @@ class Results:
                         failures.append(Failure(one.mailbox, Cause.EXPIRED, answer, host))
                         status = "expired"
                     else:
-                        deferred.append(self._deferral(one, answer, host, lane))
+                        deferred.append(self._deferral(one, answer, lane, now, dice))
             if host:
                 self._metrics.delivery(host, counted)
             self._log.result(
@@ -132,12 +133,12 @@ class Results:
                 self._metrics.next_hop_state(host, "up")
         return Judged(delivered, tuple(finished), tuple(deferred), tuple(failures), unknown)
 
-    def _deferral(self, one: Tried, answer: Answer, host: str, lane: Lane | None) -> Deferral:
+    def _deferral(self, one: Tried, answer: Answer, lane: Lane | None, now: float, dice: float) -> Deferral:
         attempts = one.attempts + 1
-        now = boot_clock()
-        due = next_attempt(attempts, now, self._waits, self._jitter, random.random())
+        due = next_attempt(attempts, now, self._waits, self._jitter, dice)
         if lane is not None and not lane.up:
             due = max(due, now + lane.retry_at - lane.now())
+        host = lane.name if lane is not None else ""
         return Deferral(one.number, attempts, due, answer.code, answer.enhanced, answer.text, host)
 
     def _misconfigured(self, lane: Lane, answer: Answer) -> None:

@@ -17,7 +17,7 @@ from relay.config.schema import Config
 from relay.mail.address import Mailbox, domain_of
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
-from relay.mail.envelope import Envelope
+from relay.mail.envelope import Envelope, QueueId
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import Lanes
 from relay.outbound.results import Judged, Results, Tried, boot_clock
@@ -40,7 +40,9 @@ _SESSION_STAGES: Final = frozenset({Stage.CONNECT, Stage.BANNER, Stage.EHLO, Sta
 
 
 class Delivery:
-    """One leased message being delivered; ``pending`` counts its attempts still under way."""
+    """One leased message being delivered; ``pending`` counts its attempts still under way, ``open`` the recipients that
+    stay queued. ``turn``: with several attempts, settlements go one by one, for the last one ends the lease.
+    """
 
     __slots__ = (
         "content",
@@ -52,6 +54,7 @@ class Delivery:
         "open",
         "pending",
         "possible_duplicate",
+        "turn",
     )
 
     def __init__(
@@ -67,6 +70,7 @@ class Delivery:
         self.pending = 0
         self.open = 0
         self.counted = False
+        self.turn: asyncio.Lock | None = None
 
 
 class QueueAttempt:
@@ -97,13 +101,15 @@ class QueueAttempt:
 
     def may_finish(self) -> bool:
         """The lease must outlast the wait for the final reply; then the journal names the message."""
-        lease = self.delivery.lease
-        if lease.until - boot_clock() < self._lane.final_reply_timeout_s:
+        delivery = self.delivery
+        if delivery.lease.until - boot_clock() < self._lane.final_reply_timeout_s:
             return False
         try:
-            self._cell = self._runner.store.mark(lease.key)
+            self._cell = self._runner.store.mark(delivery.lease.key)
         except QueueError:
             return False
+        if delivery.possible_duplicate:
+            self._runner.perhaps_again(delivery.envelope.id, len(self.recipients))
         return True
 
     def done(self, answers: list[Answer], next_hop: str) -> None:
@@ -140,7 +146,9 @@ class Runner:
     def configure(self, config: Config) -> None:
         """Take over a (new) configuration."""
         self._limit = config.queue.active
-        self._renew_s = config.queue.lease_s / 4
+        lease_s = config.queue.lease_s
+        # Often enough that what is left of a lease always outlasts the wait for a final reply.
+        self._renew_s = min(lease_s / 4, (lease_s - config.delivery.final_reply_timeout_s) / 2)
 
     def has_room(self, content: Content) -> bool:
         """Whether a message may be put already leased, to be delivered from memory."""
@@ -227,17 +235,17 @@ class Runner:
     # --- one message ---------------------------------------------------------------------------------------------------
 
     def _claimed(self, one: Claimed) -> None:
-        if one.possible_duplicate:
-            self._log.possible_duplicate(one.envelope.id)
-            self.metrics.possible_duplicate(len(one.recipients))
-        tried = [Tried(r.number, r.mailbox, r.attempts) for r in one.recipients]
-        self._deliver(
-            Delivery(
-                one.lease, one.envelope, one.content, one.created, expired=one.expired,
-                possible_duplicate=one.possible_duplicate,
-            ),
-            tried,
+        delivery = Delivery(
+            one.lease, one.envelope, one.content, one.created, expired=one.expired,
+            possible_duplicate=one.possible_duplicate,
         )  # fmt: skip
+        delivery.open = len(one.envelope.recipients) - len(one.recipients)  # held, or due later
+        self._deliver(delivery, [Tried(r.number, r.mailbox, r.attempts) for r in one.recipients])
+
+    def perhaps_again(self, queue_id: QueueId, recipients: int) -> None:
+        """A final dot goes out for a message whose earlier one was not answered (RFC 1047)."""
+        self._log.possible_duplicate(queue_id)
+        self.metrics.possible_duplicate(recipients)
 
     def _deliver(self, delivery: Delivery, tried: Sequence[Tried]) -> None:
         self._active[delivery.lease.key] = delivery
@@ -251,12 +259,14 @@ class Runner:
             for one in tried:
                 groups.setdefault(self._lanes.of(domain_of(one.mailbox)), []).append(one)
         delivery.pending = len(groups)
+        if len(groups) > 1:
+            delivery.turn = asyncio.Lock()
         for route, members in groups.items():
             if route is None:
                 self._finish_unsent(delivery, members, _no_route(members[0].mailbox), None)
                 continue
             lanes = self._lanes.candidates(route)
-            if not lanes[0].up:
+            if not lanes[0].worth_trying:
                 self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0])
                 continue
             QueueAttempt(self, delivery, members, lanes).start()
@@ -278,7 +288,14 @@ class Runner:
         self._spawn(self._settle(delivery, judged, cell))
 
     async def _settle(self, delivery: Delivery, judged: Judged, cell: int) -> None:
-        """Record it; as long as the disk refuses, the lease is held and it is tried again."""
+        """Record it, after the earlier ones of the message."""
+        if delivery.turn is None:
+            await self._settle_next(delivery, judged, cell)
+        else:
+            async with delivery.turn:
+                await self._settle_next(delivery, judged, cell)
+
+    async def _settle_next(self, delivery: Delivery, judged: Judged, cell: int) -> None:
         delivery.possible_duplicate = delivery.possible_duplicate or judged.unknown
         delivery.pending -= 1
         last = delivery.pending == 0
