@@ -28,6 +28,11 @@ class SupervisorLog:
         self._writer.close()
         self._writer, self.mail = fresh
 
+    def leave(self, config: Config) -> None:
+        """In a child: let go of the file. Until its role has opened its own log, notes go to standard error."""
+        self._writer.close()
+        adopt(MailLog(LogWriter(None), config.log.format, config.server.hostname))
+
     def _open(self, config: Config) -> tuple[LogWriter, MailLog]:
         share_log(config, self._worker)
         try:

@@ -64,9 +64,6 @@ def open_all(config: Config, run: Path, group: int | None) -> Listening:
     mail: dict[str, socket.socket] = {}
     web: socket.socket | None = None
     for listener in config.listener:
-        if listener.address in mail:
-            problems.append(f"listener {listener.name}: {listener.address} belongs to another listener already")
-            continue
         with _collecting(problems, f"listener {listener.name}", listener.address):
             mail[listener.address] = _listen(listener.address)
     if config.web.listen is not None:

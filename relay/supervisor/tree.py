@@ -30,6 +30,7 @@ from relay.supervisor.keys import read_secrets
 from relay.supervisor.log import SupervisorLog
 from relay.supervisor.members import Part, Process, Slot, places, secrets_for
 from relay.supervisor.notify import notify, take_address
+from relay.supervisor.privileges import call_process
 from relay.supervisor.reload import Means, Reload
 from relay.telemetry.maillog import note
 from relay.telemetry.metrics import Metrics
@@ -66,6 +67,7 @@ def run(config_path: Path, config: Config, pidfile: Path | None, roles: Roles | 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # nothing is running yet: a signal simply ends the start
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    call_process("relay")
     roles = roles or {Part.WORKER: Role(app.worker), Part.HUB: Role(app.hub), Part.WEB: Role(app.web, app.load_web)}
     try:
         app.preload()
@@ -101,6 +103,7 @@ class Tree:
     ) -> None:
         self._pidfile = pidfile
         self._ground = ground
+        self._log = log
         self._metrics = Metrics(config.server.spool / "metrics", "supervisor")
         self._slots = places(ground.workers, web=config.web.listen is not None)
         self._workers = tuple(slot for slot in self._slots if slot.part is Part.WORKER)
@@ -227,6 +230,8 @@ class Tree:
         self._selector.close()
         self._bell.close()
         self._bell_end.close()
+        self._log.leave(self._config)
+        self._metrics.close()
 
     def _replace(self, now: float) -> None:
         if self._reload.until is not None:

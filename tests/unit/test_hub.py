@@ -19,6 +19,12 @@ from relay.hub.server import ANNOUNCED_MAX_FACTOR, Hub, WorkerLink
 A, B = "192.0.2.1", "192.0.2.2"
 
 
+@pytest.fixture(autouse=True)
+def _short_wait(monkeypatch) -> None:
+    """Most tests here have no hub to wait for."""
+    monkeypatch.setattr(hub_client, "START_WAIT_S", 0.05)
+
+
 @pytest.fixture
 def address(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("h") / "hub")
@@ -59,6 +65,8 @@ class Bench:
         client = HubClient(self.address, self.limits.sessions, self.limits.sessions_per_client, live_workers)
         self.clients.append(client)
         await client.start()
+        if self.hub is not None:
+            await until(lambda: client.connected)
         return client
 
     async def close(self) -> None:
