@@ -30,7 +30,8 @@ from relay.policy.content import HeaderResult, HeaderRules
 from relay.queue.store import QueueError
 
 END: Final = b"\r\n.\r\n"
-_BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n\.?")
+_LINE_END: Final = "\u0100"
+"""Stands for CR LF while bare ones are looked at: no octet decodes to it."""
 _LONE_DOT: Final = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
 
 
@@ -170,7 +171,7 @@ class Receiver:
     def _normalized(self, piece: bytes) -> bytes:
         first = b"." if self._after_lf and piece[:1] == b"." else b""
         self._after_lf = piece[-1:] == b"\n" and piece[-2:] != b"\r\n"
-        clean = first + _BARE.sub(_mend, piece)
+        clean = first + _mended(piece)
         tail = self._out_tail
         return _LONE_DOT.sub(b"..", tail + clean)[len(tail) :]
 
@@ -248,11 +249,8 @@ def _is_clean(piece: bytes) -> bool:
     return decoder.newlines in (None, "\r\n")
 
 
-def _mend(found: re.Match[bytes]) -> bytes:
-    match found[0]:
-        case b"\r":
-            return b" "
-        case b"\n":
-            return b"\r\n"
-        case _:
-            return b"\r\n.."
+def _mended(piece: bytes) -> bytes:
+    """Bare CR and LF replaced by the rule, in C: a call for each would hold up everyone for 100 ms a block of them."""
+    lines = piece.decode("latin-1").replace("\r\n", _LINE_END).replace("\r", " ")
+    lines = lines.replace("\n.", "\n..").replace("\n", _LINE_END)
+    return lines.replace(_LINE_END, "\r\n").encode("latin-1")
