@@ -18,7 +18,11 @@ from relay.directory.key import key_id, read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import Directory, Snapshot, previous_path
 
-app = typer.Typer(help="The snapshot of valid recipients and restricted senders.", no_args_is_help=True)
+app = typer.Typer(
+    help="The snapshot of valid recipients and restricted senders.", no_args_is_help=True, add_completion=False
+)
+
+NO_FILE: Final = "there is none"
 
 _WIDTH: Final = 12
 
@@ -103,7 +107,7 @@ def _status(config: Config, now: float) -> dict[str, Any]:
 
 def _file(path: Path, key: bytes, now: float) -> dict[str, Any]:
     if not path.exists():
-        return {"path": str(path), "valid": False, "problem": "there is none"}
+        return {"path": str(path), "valid": False, "problem": NO_FILE}
     try:
         snapshot = Snapshot.open(path, key)
     except SnapshotError as error:
@@ -139,7 +143,8 @@ def _print(found: dict[str, Any]) -> None:
     for name in ("current", "previous"):
         file = found[name]
         if not file["valid"]:
-            _line(name, f"not usable: {file['problem']}")
+            none_yet = name == "previous" and file["problem"] == NO_FILE
+            _line(name, "none yet" if none_yet else f"not usable: {file['problem']}")
             continue
         _line(name, f"generation {file['generation']}, built {ago(file['age_s'])}, good")
         _line("", f"{file['recipients']} recipients, {file['restricted']} restricted, {file['addresses']} addresses")

@@ -61,8 +61,11 @@ def main() -> int:
         commands={name: TyperCommand(name) for name in _COMMANDS},  # for "did you mean" alone
         no_args_is_help=True,
     )
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:  # what people try first
+        arguments = ["version"]
     try:
-        commands(prog_name="relay")
+        commands(arguments, prog_name="relay")
     except ConfigErrors as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_REFUSED

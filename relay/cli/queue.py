@@ -23,10 +23,11 @@ from relay.mail.envelope import QueueId
 from relay.queue.store import Listed, QueuedRecipient, QueueError, RecipientState
 from relay.queue.view import find, header, listing, read_stats
 
-app = typer.Typer(help="Mail that waits for delivery.", no_args_is_help=True)
+app = typer.Typer(help="Mail that waits for delivery.", no_args_is_help=True, add_completion=False)
 
 SHOWN: Final = 200  # messages of a table: more is for --json and other programs
 HEADER_OCTETS: Final = 64 * 1024
+ID_COLUMNS: Final = 19  # an ID is for copying: where the terminal is narrow, the other columns are folded
 PIPE_COLUMNS: Final = 200  # without a terminal: wide enough for one message a line
 
 
@@ -45,7 +46,10 @@ def list_(
             for message in shown:
                 print(json.dumps(_fields(message)))
             return
-        table = Table("ID", "age", "size", "sender", "state", "next try", "to", "last answer", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        table.add_column("ID", no_wrap=True, min_width=ID_COLUMNS)
+        for name in ("age", "size", "sender", "state", "next try", "to", "last answer"):
+            table.add_column(name, overflow="fold")
         for message in shown:
             table.add_row(*map(_plain, _line(message)))
         stats = read_stats(spool)
@@ -55,7 +59,7 @@ def list_(
     _console().print(table)
     aside = f", {stats.corrupt} set aside" if stats.corrupt else ""
     typer.echo(
-        f"{stats.messages} messages{aside}, {stats.recipients} recipients ({stats.held} held), "
+        f"{_count(stats.messages, 'message')}{aside}, {_count(stats.recipients, 'recipient')} ({stats.held} held), "
         f"{stats.octets / 2**20:.1f} MB, the oldest {_span(time.time() - stats.oldest) if stats.oldest else 'none'}"
     )
 
@@ -91,7 +95,7 @@ def show(
     console.print(table)
     console.print()
     for line in lines:
-        console.print(_plain(line))
+        console.print(_plain(line.expandtabs()))
 
 
 @contextmanager
@@ -178,6 +182,10 @@ def _answer(recipient: QueuedRecipient) -> str:
 
 def _moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _span(seconds: float) -> str:
