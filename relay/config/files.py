@@ -96,7 +96,8 @@ def _inputs(config: Config) -> Iterator[Fault]:
 
 def _folders(config: Config) -> Iterator[Fault]:
     spool = config.server.spool
-    standing = next(folder for folder in (spool, *spool.parents) if os.path.exists(folder))  # the rest is made at the start
+    # The rest of the path is made at the start.
+    standing = next(folder for folder in (spool, *spool.parents) if os.path.exists(folder))
     yield from _unwritable_folder(("server", "spool"), standing)
     if config.log.file is not None:
         if os.path.isdir(config.log.file):
