@@ -34,23 +34,11 @@ class SupervisorLog:
         adopt(MailLog(LogWriter(None), config.log.format, config.server.hostname))
 
     def _open(self, config: Config) -> tuple[LogWriter, MailLog]:
-        share_log(config, self._worker)
         try:
+            spool.share_log(config.log.file, self._worker)
             writer = LogWriter(config.log.file)
         except OSError as error:
-            raise _refusal(config, error) from None
+            raise Refusal(f"log.file: cannot write {config.log.file}: {error.strerror}; check owner and mode") from None
         mail = MailLog(writer, config.log.format, config.server.hostname)
         adopt(mail)
         return writer, mail
-
-
-def share_log(config: Config, worker: Identity | None) -> None:
-    """See ``spool.share_log``. Raises Refusal."""
-    try:
-        spool.share_log(config.log.file, worker)
-    except OSError as error:
-        raise _refusal(config, error) from None
-
-
-def _refusal(config: Config, error: OSError) -> Refusal:
-    return Refusal(f"log.file: cannot write {config.log.file}: {error.strerror}; check owner and mode")

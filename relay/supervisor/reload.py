@@ -19,10 +19,9 @@ from relay.config.schema import Config
 from relay.control import Abort, Commit, ControlError, Prepare, Prepared, Refused, Reopen, ToChild
 from relay.supervisor.errors import Refusal
 from relay.supervisor.keys import fingerprint, read_secrets
-from relay.supervisor.log import SupervisorLog, share_log
+from relay.supervisor.log import SupervisorLog
 from relay.supervisor.members import Slot, secrets_for
 from relay.supervisor.notify import notify, reloading
-from relay.supervisor.privileges import Identity
 from relay.telemetry.maillog import note
 
 PREPARE_TIMEOUT_S: Final = 10.0
@@ -59,7 +58,6 @@ class Reload:
         path: Path,
         config: Config,
         slots: Sequence[Slot],
-        worker: Identity | None,
         log: SupervisorLog,
         notify_address: str,
         means: Means,
@@ -69,7 +67,6 @@ class Reload:
         """A reload was asked for and has not begun."""
         self._path = path
         self._slots = slots
-        self._worker = worker
         self._log = log
         self._notify = notify_address
         self._means = means
@@ -147,7 +144,6 @@ class Reload:
         self._keys_known = fingerprint(config)
         try:
             secrets = read_secrets(config)
-            share_log(config, self._worker)
         except Refusal as refusal:
             self._refuse(refusal.problems)
             return
@@ -184,7 +180,6 @@ class Reload:
             else:
                 process.blameless = True
                 self._means.kill(slot, "it was starting with the configuration that has just been replaced")
-        self._log.reopen(change.config)
         notify(self._notify, "READY=1")
         note("info", "configuration_taken")
 
@@ -203,6 +198,8 @@ def needs_restart(old: Config, new: Config) -> list[str]:
         "process.hub_user": (old.process.hub_user, new.process.hub_user),
         "listener": (_listeners(old), _listeners(new)),
         "web.listen": (old.web.listen, new.web.listen),
+        "log.file": (old.log.file, new.log.file),
+        "log.format": (old.log.format, new.log.format),
     }
     return [
         f"{key}: {_text(before)} cannot become {_text(after)} while the relay runs; restart needed"

@@ -35,8 +35,8 @@ from relay.supervisor.reload import Means, Reload
 from relay.telemetry.maillog import note
 from relay.telemetry.metrics import Metrics
 
-LAST_S: Final = 2.0
-"""Hub and web have this long to end once the last worker has gone."""
+LAST_S: Final = 4.0
+"""Hub and web have this long to end once the last worker has gone; web finishes pages for up to 2 s."""
 
 TURN_S: Final = 1.0
 """Longest sleep of the main loop."""
@@ -115,9 +115,7 @@ class Tree:
         self._until: float | None = None
         """End of the phase: whoever still lives then is killed."""
         self._live_told = len(self._workers)
-        self._reload = Reload(
-            config_path, config, self._slots, ground.identities.worker, log, self._notify, Means(self._send, self._kill)
-        )
+        self._reload = Reload(config_path, config, self._slots, log, self._notify, Means(self._send, self._kill))
         self._bell, bell = socket.socketpair()
         self._bell_end = bell
         for end in (self._bell, bell):
@@ -162,7 +160,8 @@ class Tree:
         if any(slot.process and slot.process.link.waiting for slot in self._slots):
             return BUSY_TURN_S
         due = [now + TURN_S]
-        due += [slot.due for slot in self._slots if slot.process is None and self._phase is Phase.RUNNING]
+        if self._phase is Phase.RUNNING and self._reload.until is None:
+            due += [slot.due for slot in self._slots if slot.process is None]
         due += [at for slot in self._slots if (at := slot.deadline(self._heartbeat_s)) is not None]
         due += [at for at in (self._until, self._reload.until) if at is not None]
         return max(0.0, min(due) - now)

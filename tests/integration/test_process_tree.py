@@ -471,6 +471,13 @@ def test_each_child_has_only_its_own_sockets(start: Start) -> None:
                 assert mine & others <= {mail} | standard_streams(relay)
 
 
+def test_the_supervisor_has_one_thread_and_no_database(start: Start) -> None:
+    relay = start()
+    deliver(relay)
+    assert status(relay.supervisor)["Threads"] == "1"
+    assert not [fd for fd in files(relay.supervisor) if "queue" in os.readlink(fd)]
+
+
 def test_children_do_not_keep_the_supervisor_s_files(start: Start) -> None:
     relay = start()
     for pid in children_of(relay.supervisor):
