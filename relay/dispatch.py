@@ -105,13 +105,15 @@ class ExpressAttempt:
     def may_finish(self) -> bool:
         """Express needs no journal: the client's own retry is the record. A message already queued does."""
         if self.delivery is not None:
-            lease = self.delivery.lease
-            if lease.until - boot_clock() < self._lane.final_reply_timeout_s:
-                return False
+            lease, store = self.delivery.lease, self._dispatch.store
             try:
-                self._cell = self._dispatch.store.mark(lease.key)
+                cell = store.mark(lease.key)
             except QueueError:
                 return False
+            if lease.until - boot_clock() < self._lane.final_reply_timeout_s:  # the order matters: see QueueAttempt
+                store.clear(cell)
+                return False
+            self._cell = cell
         self._dot_sent = True
         return True
 

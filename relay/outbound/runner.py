@@ -100,14 +100,20 @@ class QueueAttempt:
         self._lane.submit(self, express=False)
 
     def may_finish(self) -> bool:
-        """The lease must outlast the wait for the final reply; then the journal names the message."""
-        delivery = self.delivery
-        if delivery.lease.until - boot_clock() < self._lane.final_reply_timeout_s:
-            return False
+        """The journal names the message; then the lease must outlast the wait for the final reply.
+
+        In this order: a worker that hangs in between and wakes up late either finds its lease over, or whoever took the
+        message over has found the mark.
+        """
+        delivery, store = self.delivery, self._runner.store
         try:
-            self._cell = self._runner.store.mark(delivery.lease.key)
+            cell = store.mark(delivery.lease.key)
         except QueueError:
             return False
+        if delivery.lease.until - boot_clock() < self._lane.final_reply_timeout_s:
+            store.clear(cell)
+            return False
+        self._cell = cell
         if delivery.possible_duplicate:
             self._runner.perhaps_again(delivery.envelope.id, len(self.recipients))
         return True

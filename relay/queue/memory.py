@@ -123,6 +123,9 @@ class MemoryStore:
             message.date()
         if not settlement.keep:
             message.owner = None
+            message.possible_duplicate = settlement.possible_duplicate
+        elif settlement.possible_duplicate:
+            message.possible_duplicate = True
         return True
 
     async def claim(self, limit: int) -> tuple[list[Claimed], float | None]:

@@ -137,6 +137,9 @@ class Settle(Operation[bool]):
             at.run("set_due", key)
         if not self.keep:
             at.run("end_lease", 1 if self.possible_duplicate else 0, key)
+        elif self.possible_duplicate:
+            # The caller clears its journal cell now; should it die before its last attempt is settled, this remains.
+            at.run("mark_duplicates", json.dumps([key]))
         return True
 
 

@@ -52,6 +52,9 @@ class Writer(Protocol):
     def write(self, line: str, /) -> None:
         """Take one line without its end."""
 
+    def flush(self) -> None:
+        """Return once all lines so far outlive the process."""
+
 
 def printable(text: str, limit: int) -> str:
     """``text`` with everything but printable ASCII as ``?``, cut to ``limit`` characters."""
@@ -70,6 +73,7 @@ class MailLog:
 
     def __init__(self, writer: Writer, form: Form, hostname: str, clock: Callable[[], float] = time.time) -> None:
         self._write = writer.write
+        self._flush = writer.flush
         self._json = form == "json"
         self._hostname = hostname
         self._clock = clock
@@ -276,11 +280,15 @@ class MailLog:
             self._line("bounce", f"{for_id}: sender non-delivery notification: {queue_id}, to=<{to}>")
 
     def possible_duplicate(self, queue_id: str) -> None:
-        """An earlier attempt ended between final dot and reply: the next one may deliver a second copy (RFC 1047)."""
+        """An earlier attempt ended between final dot and reply: the next one may deliver a second copy (RFC 1047).
+
+        The line is written before this returns, and with it before the dot: it must not die with the process.
+        """
         if self._json:
             self._object("possible_duplicate", Level.WARNING, id=queue_id)
         else:
             self._line("qmgr", f"warning: {queue_id}: possible duplicate: an earlier final dot was not answered")
+        self._flush()
 
     # --- the process ---
     def alarm(self, event: str, **fields: Value) -> None:
@@ -360,6 +368,9 @@ class _StandardError:
     def write(self, line: str, /) -> None:
         with contextlib.suppress(OSError):  # nobody is left to tell
             os.write(2, f"{line}\n".encode())
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 _process_log: MailLog | None = None

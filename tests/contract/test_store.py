@@ -132,6 +132,30 @@ async def test_a_settlement_may_keep_the_lease(bench):
     assert (await store.stats()).messages == 0
 
 
+@pytest.mark.parametrize("unknown", [True, False])
+async def test_an_attempt_without_final_reply_is_remembered_when_the_lease_goes_on(bench, unknown):
+    dying = await bench.store(0, 1)
+    (lease,) = await dying.put([bench.message(to=["a@example.org", "b@example.org"])])
+    cell = dying.mark(lease.key)
+    kept = Settlement(lease, (), (bench.deferral(0, 1),), keep=True, possible_duplicate=unknown)
+    assert await dying.settle(kept)
+    dying.clear(cell)
+    new = await bench.store(0, 2)
+    await new.take_over_slot()
+    bench.now += 5
+    (claimed,), _ = await new.claim(1)
+    assert claimed.possible_duplicate is unknown
+
+
+async def test_a_final_reply_lets_an_earlier_attempt_in_flight_be_forgotten(bench):
+    store = await bench.store()
+    (lease,) = await store.put([replace(bench.message(), possible_duplicate=True)])
+    assert await store.settle(Settlement(lease, (), (bench.deferral(0, 1),)))
+    bench.now += 5
+    (claimed,), _ = await store.claim(1)
+    assert not claimed.possible_duplicate
+
+
 async def test_first_failures_may_come_with_the_put(bench):
     store = await bench.store()
     message = bench.message(to=["a@example.org", "b@example.org"], leased=False, deferrals=(bench.deferral(1, 30),))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import json
 import os
@@ -17,6 +18,7 @@ from relay.mail import reply
 from relay.mail.address import Mailbox
 from relay.mail.reply import operator_text
 from relay.telemetry import maillog
+from relay.telemetry.logs import LogWriter
 from relay.telemetry.maillog import LINE_OCTETS, Form, MailLog
 
 NOW = 1795376561.25  # 22 November 2026, 19:42:41 UTC
@@ -56,6 +58,9 @@ EXAMPLES: dict[str, Callable[[MailLog], None]] = {
 class Lines(list[str]):
     def write(self, line: str, /) -> None:
         self.append(line)
+
+    def flush(self) -> None:
+        pass
 
 
 @pytest.fixture(autouse=True)
@@ -245,3 +250,16 @@ def noted_events() -> Iterator[str]:
 def test_every_alarm_and_note_stands_in_the_documentation_and_no_other() -> None:
     table = Path("docs/log.md").read_text("utf-8").partition("## Alarms and notes")[2]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(noted_events())
+
+
+async def test_a_possible_duplicate_outlives_a_process_that_is_killed_right_after(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "log")
+    writer.start(asyncio.get_running_loop())
+    log = MailLog(writer, "postfix", "mx")
+    log.removed("A1")
+    log.possible_duplicate("B2")
+    assert [line.split("]: ")[1] for line in (tmp_path / "log").read_text().splitlines()] == [
+        "A1: removed",
+        "warning: B2: possible duplicate: an earlier final dot was not answered",
+    ]
+    writer.close()
