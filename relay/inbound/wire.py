@@ -341,6 +341,8 @@ class Wire(SMTP):
     def upgrade(self) -> None:
         """Start the handshake after the reply to STARTTLS."""
         self.busy = True
+        # What comes before the reply is dropped, what comes after it must wait for the TLS layer, which reads on.
+        self.transport.pause_reading()
         self._flush()
         self.listener.background(self._start_tls())
 
