@@ -25,6 +25,8 @@ from tests.bed.ports import free_port
 from tests.bed.waiting import PATIENCE_S, wait_for
 
 ROOT: Final = Path(__file__).parents[2]
+START_S: Final = 60.0
+"""Longest wait for the listeners: a second of work for an idle machine, and tests share theirs."""
 STOP_S: Final = 60.0
 """Longest wait for an orderly end: the drain time-out below and some."""
 
@@ -133,7 +135,7 @@ class RelayRunner:
                 stdout=stderr,
                 stderr=stderr,
             )
-        wait_for(self._has_started, lambda: f"pidfile of the relay; it said: {self.complaints()}")
+        wait_for(self._has_started, lambda: f"pidfile of the relay; it said: {self.complaints()}", START_S)
         return self
 
     def _has_started(self) -> bool:
