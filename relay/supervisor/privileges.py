@@ -6,7 +6,6 @@ Names are resolved before the fork: a child neither asks a name service nor impo
 from __future__ import annotations
 
 import ctypes
-import grp
 import os
 import pwd
 import signal
@@ -72,14 +71,6 @@ def _identity(key: str, name: str, more: tuple[int, ...], problems: list[str]) -
         return None
     groups = tuple(sorted({*os.getgrouplist(name, entry.pw_gid), *more}))
     return Identity(name, entry.pw_uid, entry.pw_gid, groups)
-
-
-def group_name(gid: int) -> str:
-    """The group's name, or its number."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 def become(identity: Identity | None) -> None:
