@@ -43,7 +43,7 @@ bench-%: install ## one part of it: bench-compare, -attack, -idle, -memory, -sta
 	@$(PY) bench/run.py --part $*
 
 soak: install ## crash and takeover tests at SOAK (200) random moments per mode
-	RELAY_SOAK=$(SOAK) $(PY) -m pytest -m soak --timeout=0 $(PYTEST_ARGS)
+	$(PY) -m soak --moments $(SOAK)
 
 check-clean: ## demo and test in a fresh clone on a bare Debian root (root; debootstrap)
 	@tools/bootstrap --with debootstrap=debootstrap
