@@ -2,12 +2,13 @@
 
 What is certain to survive: octets of a file that were written before a sync of that file began which ended before the
 cut; names that were made or removed before a sync of their folder likewise. Everything else may or may not be there:
-``survivors`` decides, none of it by default. Maps of shared memory (journals, the log's index) are not in a trace and
-do not survive.
+dice decide, by default none of it is. Maps of shared memory (journals, the log's index) are not in a trace and do not
+survive. ``reopened`` is the queue that is found there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from relay.config.schema import Queue
+from relay.mail.envelope import Envelope
+from relay.queue.layout import Tuning
+from relay.queue.prepare import prepare
+from relay.queue.sqlite import SqliteStore
+from relay.queue.store import SetAside
 from tests.durability.trace import SYNCS, WRITES, Call, linked_from, target_of
 
 SECTOR: Final = 512
@@ -207,3 +214,36 @@ def _rename(names: dict[str, _File], naming: _Naming) -> None:
         names.pop(naming.path, None)
     else:
         names[naming.path] = naming.file
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A message that was in the queue: ``envelope`` names its recipients still to be served."""
+
+    envelope: Envelope
+    octets: bytes
+
+
+def reopened(spool: Path, boot: str, tuning: Tuning) -> dict[str, Found]:
+    """Every message of the queue by its identifier, claimed by a new tree after a restart of the machine.
+
+    Fails when an entry cannot be read whole.
+    """
+    prepare(spool, boot=boot, tuning=tuning)
+    return asyncio.run(_claimed(spool, boot, tuning))
+
+
+async def _claimed(spool: Path, boot: str, tuning: Tuning) -> dict[str, Found]:
+    aside: list[SetAside] = []
+    loop = asyncio.get_running_loop()
+    store = SqliteStore(spool, f"{boot}:0:1", 0, Queue(), loop, boot=boot, tuning=tuning, on_aside=aside.append)
+    await store.take_over_slot()
+    claimed, _ = await store.claim(10_000)
+    await store.close()
+    assert aside == []
+    found = {}
+    for each in claimed:
+        assert each.recipients
+        found[str(each.envelope.id)] = Found(each.envelope, b"".join(each.content.chunks()))
+        each.content.close()
+    return found

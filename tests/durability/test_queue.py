@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from relay.config.schema import Queue
 from relay.queue.prepare import prepare
-from relay.queue.sqlite import SqliteStore
 from tests.durability.driver import TUNING, body_of
-from tests.durability.power import Disk
-from tests.durability.trace import SYNCS, Acknowledgement, acknowledgements, read, strace, unproved
+from tests.durability.power import Disk, reopened
+from tests.durability.proof import Acknowledgement, acknowledgements, unproved
+from tests.durability.trace import SYNCS, read, strace
 
 pytestmark = pytest.mark.needs("strace")
 
@@ -42,25 +39,8 @@ def drive(spool: Path, trace: Path, *, count: int = MESSAGES, inject: str = "") 
 
 
 def messages_in(spool: Path, boot: str) -> dict[str, bytes]:
-    """Every message of the queue with its content, claimed by a new tree after a restart of the machine."""
-
-    async def claim() -> dict[str, bytes]:
-        aside = []
-        loop = asyncio.get_running_loop()
-        store = SqliteStore(spool, f"{boot}:0:1", 0, Queue(), loop, boot=boot, tuning=TUNING, on_aside=aside.append)
-        await store.take_over_slot()
-        claimed, _ = await store.claim(10_000)
-        await store.close()
-        assert aside == []
-        found = {}
-        for each in claimed:
-            assert each.recipients
-            found[each.envelope.id] = b"".join(each.content.chunks())
-            each.content.close()
-        return found
-
-    prepare(spool, boot=boot, tuning=TUNING)
-    return asyncio.run(claim())
+    """Every message of the queue with its content."""
+    return {name: found.octets for name, found in reopened(spool, boot, TUNING).items()}
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +85,6 @@ def test_the_run_that_is_cut_goes_round_the_log_several_times(traced):
     assert len(headers) >= 4
 
 
-@pytest.fixture
-def fast_folder():
-    """In memory: what is laid out there is synced a thousand times."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=base) as folder:
-        yield Path(folder)
-
-
 @pytest.mark.parametrize(("cuts", "torn"), [(CUTS, False), (TORN_CUTS, True)], ids=["synced-only", "torn"])
 def test_after_a_power_cut_every_acknowledged_message_is_there_whole(traced, fast_folder, cuts, torn):
     spool, before, calls, _ = traced
@@ -132,7 +104,6 @@ def test_after_a_power_cut_every_acknowledged_message_is_there_whole(traced, fas
 
 def _check_cut(disk, folder, chance, cut, acked, gone):
     disk.write_to(folder, chance)
-    (folder / "queue" / "bodies").mkdir(exist_ok=True, parents=True)
     found = messages_in(folder, "after-the-cut")
     shutil.rmtree(folder)
     for name, content in found.items():
@@ -149,7 +120,6 @@ def test_the_model_does_lose_what_was_not_synced(traced, fast_folder):
     for _ in disk.watch([call for call in calls if not (call.name in SYNCS and "queue.db" in call.path)]):
         pass
     disk.write_to(fast_folder)
-    (fast_folder / "queue" / "bodies").mkdir(exist_ok=True, parents=True)
     assert messages_in(fast_folder, "after-the-cut") == {}
 
 

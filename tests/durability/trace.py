@@ -1,22 +1,24 @@
-"""Owns: reading what a process tree did to its files from an strace, and the proof that it synced before it spoke.
+"""Owns: reading from an strace what processes did to their files, and what they told and were told.
 
     command = strace(output, [*program]) ; run it ; calls = read(output)
-    problems = unproved(calls, spool, acknowledgements(calls, rb"ACK (\\w+)"))
+    with attached(pids, output) as threads: ... ; calls = read(output, threads)
 
-An acknowledgement is proved when, before the write(2) that carries it began: the log frame that names the message was
-written, and so was the commit frame of its transaction, and a sync of the log began after that and ended well; and,
-for a message with a body file: the file was linked, its last octet written, then file and folder synced, all before
-the frame that names it was written. The order of lines is strace's own: a call begins at its first line and ends
-where its result stands.
+The order of lines is strace's own: a call begins at its first line and ends where its result stands, so what ended
+before something else began did so on the machine as well.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from tests.bed.waiting import PATIENCE_S, wait_for
 
 CALLS: Final = (
     "openat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,link,linkat,rename,renameat,renameat2,"
@@ -25,8 +27,13 @@ CALLS: Final = (
 )
 """All that changes files or tells somebody something, and clone for telling threads from processes."""
 
+HEARS: Final = "read,readv,recvfrom,recvmsg"
+"""What somebody is told: not among CALLS, for with them the trace of a start holds every module it reads."""
+
 WRITES: Final = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2", "sendto", "sendmsg"})
+READS: Final = frozenset(HEARS.split(","))
 SYNCS: Final = frozenset({"fsync", "fdatasync"})
+RENAMES: Final = frozenset({"rename", "renameat", "renameat2"})
 
 _LINE: Final = re.compile(r"(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)")
 _UNFINISHED: Final = " <unfinished ...>"
@@ -38,11 +45,41 @@ _NUMBER: Final = re.compile(r"-?\d+$")
 
 def strace(output: Path, program: Sequence[object], *, inject: str = "", calls: str = CALLS) -> list[str]:
     """The command that runs ``program`` with its file calls, whole data included, written to ``output``."""
-    command = ["strace", "-f", "-qq", "-y", "-xx", "-s", "100000000", "--seccomp-bpf", "-o", str(output)]
-    command += ["-e", f"trace={calls}"]
-    if inject:
-        command += ["-e", f"inject={inject}"]
-    return [*command, *(str(each) for each in program)]
+    return [*_strace(output, calls, inject), "--seccomp-bpf", *(str(each) for each in program)]
+
+
+def _strace(output: Path, calls: str, inject: str) -> list[str]:
+    command = ["strace", "-f", "-qq", "-y", "-xx", "-s", "100000000", "-o", str(output), "-e", f"trace={calls}"]
+    return [*command, "-e", f"inject={inject}"] if inject else command
+
+
+@contextmanager
+def attached(
+    pids: Iterable[int], output: Path, *, inject: str = "", calls: str = CALLS, path: str = ""
+) -> Iterator[dict[int, int]]:
+    """strace on processes that run, and on what they start, until the block or all of them end.
+
+    Gives thread → process for ``read``. ``inject`` counts from here; with ``path`` only calls on that file are seen.
+    """
+    processes = list(pids)
+    command = _strace(output, calls, inject) + (["-P", path] if path else [])
+    command += [word for pid in processes for word in ("-p", str(pid))]
+    with output.with_suffix(".stderr").open("wb") as stderr:
+        tracer = subprocess.Popen(command, stderr=stderr)
+
+    def has_all() -> dict[int, int]:
+        assert tracer.poll() is None, f"strace: {output.with_suffix('.stderr').read_text()}"
+        threads = {int(task): pid for pid in processes for task in os.listdir(f"/proc/{pid}/task")}
+        mark = f"TracerPid:\t{tracer.pid}\n"
+        return threads if all(mark in Path(f"/proc/{task}/status").read_text() for task in threads) else {}
+
+    try:
+        yield wait_for(has_all, "strace on all threads")
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            tracer.wait(0 if any(Path(f"/proc/{pid}").exists() for pid in processes) else PATIENCE_S)
+        tracer.terminate()  # it lets go of who still runs
+        tracer.wait(PATIENCE_S)
 
 
 @dataclass(slots=True)
@@ -76,8 +113,11 @@ class Call:
         return int(found[0])
 
 
-def read(output: Path) -> list[Call]:
-    """All calls that began, in the order they began. Raises ValueError for data that strace has cut short."""
+def read(output: Path, threads: Mapping[int, int] | None = None) -> list[Call]:
+    """All calls that began, in the order they began. Raises ValueError for data that strace has cut short.
+
+    ``threads``: the processes of threads that were there before the trace.
+    """
     calls: list[Call] = []
     open_calls: dict[int, Call] = {}
     with output.open(encoding="ascii") as lines:
@@ -97,7 +137,7 @@ def read(output: Path) -> list[Call]:
                 open_calls[thread] = call
             else:
                 _finish(call, index)
-    _assign_processes(calls)
+    _assign_processes(calls, threads or {})
     return calls
 
 
@@ -126,9 +166,9 @@ def _text(escaped: str) -> str:
     return _octets(escaped).decode("utf-8", "replace")
 
 
-def _assign_processes(calls: list[Call]) -> None:
+def _assign_processes(calls: list[Call], threads: Mapping[int, int]) -> None:
     """Threads share descriptors with the process that made them, others do not."""
-    made: dict[int, int] = {}
+    made = {thread: process for thread, process in threads.items() if thread != process}
     for call in calls:
         if call.name in {"clone", "clone3"} and call.result > 0 and "CLONE_THREAD" in call.arguments:
             made[call.result] = call.thread
@@ -152,97 +192,3 @@ def target_of(call: Call) -> str:
         return name
     folders = _DESCRIPTOR.findall(call.arguments)
     return _text(folders[-1][1]) + "/" + name
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledgement:
-    """Somebody was told that a message is safe: at this line, about this identifier."""
-
-    line: int
-    id: bytes
-
-
-def acknowledgements(calls: Iterable[Call], pattern: bytes) -> Iterator[Acknowledgement]:
-    """Each match of ``pattern`` (group 1: the identifier) in what was written to descriptors that are no files.
-
-    For the relay itself: ``rb"250 2\\.0\\.0 Ok: queued as (\\w+)"``.
-    """
-    wanted = re.compile(pattern)
-    for call in calls:
-        if call.name in WRITES and not call.path.startswith("/") and call.strings:
-            for found in wanted.finditer(b"".join(call.strings)):
-                yield Acknowledgement(call.begin, found[1])
-
-
-def unproved(calls: Sequence[Call], spool: Path, told: Iterable[Acknowledgement]) -> list[str]:
-    """What is wrong with each acknowledgement that is not proved; empty when all are."""
-    evidence = _Evidence(calls, spool)
-    return [f"{each.id.decode()}: {problem}" for each in told if (problem := evidence.against(each))]
-
-
-_HEADER_OCTETS: Final = 24  # of a log frame; its octets 4 to 8 are not zero in a commit frame
-_BODY_NAME: Final = rb"([0-9a-f]{16}\.body)"  # stands right behind the identifier in the row
-
-
-class _Evidence:
-    def __init__(self, calls: Sequence[Call], spool: Path) -> None:
-        wal = str(spool / "queue" / "queue.db-wal")
-        self._folder = str(spool / "queue" / "bodies")
-        self._frames = [c for c in calls if c.name == "pwrite64" and c.path == wal and c.result > 0]
-        self._log_syncs = [c for c in calls if c.name in SYNCS and c.path == wal and c.result == 0]
-        self._folder_syncs = [c for c in calls if c.name == "fsync" and c.path == self._folder and c.result == 0]
-        self._links: dict[str, tuple[Call, str]] = {}
-        self._file_writes: dict[str, list[Call]] = {}
-        self._file_syncs: dict[str, list[Call]] = {}
-        self._read_bodies(calls)
-
-    def _read_bodies(self, calls: Sequence[Call]) -> None:
-        """Inode numbers are used again, so an unnamed file is known by the call that made it."""
-        opened: dict[tuple[int, int], str] = {}
-        present: dict[str, str] = {}
-        for call in calls:
-            if call.name == "openat" and call.result >= 0:
-                identity = call.path
-                if "O_TMPFILE" in call.arguments:
-                    identity = present[call.path] = f"{call.path} of line {call.begin}"
-                opened[call.process, call.result] = identity
-            elif call.name == "linkat" and call.result == 0 and target_of(call).startswith(self._folder):
-                name = target_of(call).rpartition("/")[2]
-                self._links[name] = (call, linked_from(call, opened))
-            elif call.path.startswith(self._folder + "/"):
-                identity = present.get(call.path, call.path)
-                if call.name in WRITES:
-                    self._file_writes.setdefault(identity, []).append(call)
-                elif call.name == "fsync" and call.result == 0:
-                    self._file_syncs.setdefault(identity, []).append(call)
-
-    def against(self, told: Acknowledgement) -> str:
-        """Why it is not proved; empty when it is."""
-        frame = next((f for f in self._frames if f.end < told.line and told.id in f.data), None)
-        if frame is None:
-            return "no log frame names it"
-        sync = next((s for s in self._log_syncs if s.begin > frame.end and s.thread == frame.thread), None)
-        if sync is None or sync.end >= told.line:
-            return "the log was not synced between its frame and the acknowledgement"
-        heads = [
-            f for f in self._frames if f.thread == frame.thread and f.end < sync.begin and len(f.data) == _HEADER_OCTETS
-        ]
-        if heads[-1].data[4:8] == bytes(4):
-            return "the sync of the log came before the commit frame"
-        found = re.search(re.escape(told.id) + _BODY_NAME, frame.data)
-        return self._against_body(found[1].decode(), frame) if found else ""
-
-    def _against_body(self, name: str, frame: Call) -> str:
-        if name not in self._links:
-            return f"{name} was never linked"
-        link, identity = self._links[name]
-        if link.end > frame.begin:
-            return f"{name} was linked after its row was written"
-        written = max((w.end for w in self._file_writes.get(identity, ())), default=-1)
-        if written < 0:
-            return f"{name} was never written"
-        if not any(s.begin > written and s.end < frame.begin for s in self._file_syncs.get(identity, ())):
-            return f"{name} was not synced between its last octet and its row"
-        if not any(s.begin > link.end and s.end < frame.begin for s in self._folder_syncs):
-            return f"the folder was not synced between the link of {name} and its row"
-        return ""
