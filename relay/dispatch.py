@@ -33,7 +33,7 @@ from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import Lanes
-from relay.outbound.results import Judged, Results, Tried, boot_clock
+from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served
 from relay.outbound.runner import Delivery, Runner
 from relay.policy.outcome import client_reply
 from relay.policy.route import Route
@@ -139,12 +139,9 @@ class ExpressAttempt:
         """Nothing was said to the client yet."""
         self.over = True
         dispatch, envelope, lane = self._dispatch, self.envelope, self._lane
-        for answer in answers:
-            if answer.stage is not Stage.FINAL or answer.code > 299 or not answer.code:
-                break
-        else:
+        if everybody_served(answers):
             dispatch.results.delivered(
-                envelope.id, envelope.recipients, answers, lane.name, self.content.size, self.created, "express"
+                envelope.id, envelope.recipients, answers, lane, self.content.size, self.created, "express"
             )
             dispatch.metrics.express()
             self.content.close()

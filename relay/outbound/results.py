@@ -41,6 +41,11 @@ class Tried:
     attempts: int
 
 
+def everybody_served(answers: Sequence[Answer]) -> bool:
+    """True when the message was taken for every recipient: what nearly every attempt ends with."""
+    return all([answer.stage is Stage.FINAL and 200 <= answer.code <= 299 for answer in answers])
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The result. ``unknown``: some answer is missing after the final dot (RFC 1047)."""
@@ -70,16 +75,24 @@ class Results:
         self._hostname = config.server.hostname
 
     def delivered(
-        self, queue_id: QueueId, recipients: Sequence[Mailbox], answers: list[Answer], lane: str, size: int,
+        self, queue_id: QueueId, recipients: Sequence[Mailbox], answers: Sequence[Answer], lane: Lane, size: int,
         created: float, via: Via, attempts: int = 1,
     ) -> None:  # fmt: skip
         """Log and count an attempt in which everybody was served: the hot path."""
         log, metrics = self._log, self._metrics
         delay = time.time() - created
-        metrics.sent(lane, size)
+        host = lane.name
+        metrics.sent(host, size)
         for mailbox, answer in zip(recipients, answers, strict=True):
-            metrics.delivery(lane, "delivered")
-            log.result(queue_id, mailbox, lane, "sent", answer.code, answer.enhanced, answer.text, delay, via, attempts)
+            metrics.delivery(host, "delivered")
+            log.result(queue_id, mailbox, host, "sent", answer.code, answer.enhanced, answer.text, delay, via, attempts)
+        if lane.misconfigured:
+            self._mended(lane)
+
+    def _mended(self, lane: Lane) -> None:
+        self._log.alarm("next_hop_mended", next_hop=lane.name)
+        lane.misconfigured = ""
+        self._metrics.next_hop_state(lane.name, "up")
 
     def judge(
         self, envelope: Envelope, tried: Sequence[Tried], answers: Sequence[Answer], lane: Lane | None, size: int,
@@ -128,9 +141,7 @@ class Results:
         if delivered:
             self._metrics.sent(host, size)
             if lane is not None and lane.misconfigured:
-                self._log.alarm("next_hop_mended", next_hop=host)
-                lane.misconfigured = ""
-                self._metrics.next_hop_state(host, "up")
+                self._mended(lane)
         return Judged(delivered, tuple(finished), tuple(deferred), tuple(failures), unknown)
 
     def _deferral(self, one: Tried, answer: Answer, lane: Lane | None, now: float, dice: float) -> Deferral:

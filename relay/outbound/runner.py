@@ -20,7 +20,7 @@ from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import Lanes
-from relay.outbound.results import Judged, Results, Tried, boot_clock
+from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served
 from relay.policy.outcome import Outcome, classify
 from relay.policy.route import Route
 from relay.queue.store import Claimed, Lease, QueueError, Settlement, Store
@@ -287,6 +287,16 @@ class Runner:
     def finish(self, attempt: QueueAttempt, answers: list[Answer], lane: Lane, cell: int) -> None:
         """An attempt is over."""
         delivery = attempt.delivery
+        if delivery.pending == 1 and everybody_served(answers):
+            delivery.pending = 0
+            self._results.delivered(
+                delivery.envelope.id, attempt.recipients, answers, lane, delivery.content.size, delivery.created,
+                "queue", attempt.tried[0].attempts + 1,
+            )  # fmt: skip
+            finished = tuple([one.number for one in attempt.tried])
+            settlement = Settlement(delivery.lease, finished, (), possible_duplicate=delivery.possible_duplicate)
+            self._spawn(self.settle(delivery, settlement, cell))
+            return
         judged = self._results.judge(
             delivery.envelope, attempt.tried, answers, lane, delivery.content.size, delivery.created, "queue",
             expired=delivery.expired,
