@@ -47,7 +47,7 @@ REPLIES_AT_ONCE: Final = 256
 """Commands of one block that are answered before others have their turn: what a client gets that sends 256 KB of NOOP
 and reads nothing stays small, and is noticed before more is made."""
 
-LAST_WORD_S: Final = 30.0
+LAST_WORD_S: Final = 10.0
 """A client that has not taken its last reply by then is cut off: closing waits for what is still to be sent."""
 
 NO_TEXT: Final = OperatorText("")
