@@ -43,7 +43,7 @@ class Tried:
 
 def everybody_served(answers: Sequence[Answer]) -> bool:
     """True when the message was taken for every recipient: what nearly every attempt ends with."""
-    return all([answer.stage is Stage.FINAL and 200 <= answer.code <= 299 for answer in answers])
+    return all(answer.stage is Stage.FINAL and 200 <= answer.code <= 299 for answer in answers)
 
 
 @dataclass(frozen=True, slots=True)
