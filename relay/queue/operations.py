@@ -13,7 +13,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from relay.queue.bodies import Bodies, key_of
 from relay.queue.journal import marked_in
@@ -57,6 +57,9 @@ class Operation(ABC, Generic[T]):
 
     __slots__ = ("begun", "deadline", "future", "octets", "result", "waiting")
 
+    patient: ClassVar[bool] = False
+    """Nobody waits for it: it may wait a moment for others to share a transaction with."""
+
     def __init__(self, octets: int = 0) -> None:
         self.future: asyncio.Future[T] | None = None
         self.deadline = 0.0
@@ -86,9 +89,10 @@ class Put(Operation[None]):
 
 
 class Settle(Operation[bool]):
-    """Record one attempt."""
+    """Record one attempt. The client has its reply; until this is committed the journal names the message."""
 
     __slots__ = ("deferred", "finished", "keep", "lease", "possible_duplicate", "reports")
+    patient = True
 
     def __init__(
         self,

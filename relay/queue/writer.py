@@ -37,6 +37,10 @@ GROUP: Final = 256
 GROUP_OCTETS: Final = 4 * 1024 * 1024
 """Bodies in one transaction: with it the log stays within its length."""
 
+PATIENCE_S: Final = 0.02
+"""How long settlements wait for a put to share its transaction: those that come alone would make every put wait for a
+sync of theirs. A process killed meanwhile leaves them in the journal."""
+
 _RETRY_S: Final = 1.0
 """Pause between attempts to open the database again, and between checkpoints that a reader hinders."""
 
@@ -90,6 +94,8 @@ class Writer:
         self._tuning = tuning
         self._condition = threading.Condition(threading.Lock())
         self._waiting: deque[Operation[Any]] = deque()
+        self._urgent = 0
+        """Among those waiting: how many are not patient."""
         self._idle = False
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -146,7 +152,9 @@ class Writer:
                 future.set_exception(QueueError(f"the queue {why}"))
                 return future
             self._waiting.append(operation)
-            if self._idle:
+            if not operation.patient:
+                self._urgent += 1
+            if self._idle and (self._urgent or len(self._waiting) == 1 or len(self._waiting) >= GROUP):
                 self._idle = False
                 self._condition.notify()
         if self._timer is None:
@@ -216,6 +224,9 @@ class Writer:
             while not self._waiting and not self._closing:
                 self._idle = True
                 self._condition.wait()
+            if not self._urgent and len(self._waiting) < GROUP and not self._closing:
+                self._idle = True
+                self._condition.wait(PATIENCE_S)
             self._idle = False
             return bool(self._waiting)
 
@@ -247,6 +258,8 @@ class Writer:
             waiting = self._waiting
             while waiting and len(group) < GROUP and octets < GROUP_OCTETS:
                 operation = waiting.popleft()
+                if not operation.patient:
+                    self._urgent -= 1
                 if operation.waiting:
                     operation.waiting = False
                     operation.begun = True
