@@ -46,19 +46,22 @@ class Moments:
         self._left = 0
         self._delay_s = 0.0
         self._strike: Strike | None = None
-        self._over = asyncio.Event()
+        self._over: asyncio.Future[None] | None = None
 
     async def next(self, strike: Strike, patience_s: float = OVERDUE_S) -> Point:
-        """Strike at a random moment; returns its point, once it is over. Raises TimeoutError when none comes."""
+        """Strike at a random moment; returns its point, once it is over.
+
+        Raises TimeoutError when none comes, and whatever ``strike`` raised.
+        """
         point = self._dice.choice(list(Point))
         self._left = self._dice.randint(1, EVENTS_MAX)
         self._delay_s = self._dice.uniform(0.0, DELAY_MAX_S)
         self._strike = strike
-        self._over.clear()
+        over = self._over = asyncio.get_running_loop().create_future()
         self._point = point
         try:
             async with asyncio.timeout(patience_s):
-                await self._over.wait()
+                await over
         finally:
             self._point = None
         return point
@@ -70,10 +73,15 @@ class Moments:
         self._left -= 1
         if self._left > 0:
             return
-        strike = self._strike
+        strike, over = self._strike, self._over
         assert strike is not None
+        assert over is not None
         self._point = None
         # Asleep, not awaiting: clients and next hop do nothing meanwhile, only the relay goes on.
         time.sleep(self._delay_s)
-        strike(queue_id)
-        self._over.set()
+        try:
+            strike(queue_id)
+        except Exception as error:  # noqa: BLE001 - whoever asked for the moment hears of it, not the client at hand
+            over.set_exception(error)
+        else:
+            over.set_result(None)

@@ -87,7 +87,8 @@ class NextHop:
         assert task is not None
         self._sessions.add(task)
         try:
-            with suppress(OSError, asyncio.IncompleteReadError):
+            # Cancelled: the end of the soak, and of this task all the same.
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await _Session(self, reader, writer).run()
         finally:
             self._sessions.discard(task)

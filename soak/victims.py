@@ -144,9 +144,10 @@ class Executioner:
     async def _strike_worker(self, number: signal.Signals) -> str:
         """The next may come while the replacement is still starting."""
         await until(lambda: len(self._running()) > 1, "second worker")
-        workers = self._running()
+        known = self._running()
 
         def strike(queue_id: str) -> None:
+            workers = _left_of(known)
             slot = self._choose(workers, queue_id)
             self._struck[slot] += 1
             os.kill(workers[slot], number)
@@ -157,8 +158,14 @@ class Executioner:
         return {slot: pid for slot, pid in self._workers().items() if not _is_stopped(pid)}
 
     async def _strike_hub(self) -> str:
+        await until(lambda: self._other("hub"), "hub")
         hub = self._other("hub")
-        point = await self._moments.next(lambda _: os.kill(hub, signal.SIGKILL))
+
+        def strike(_: str) -> None:
+            with suppress(ProcessLookupError):  # on a busy machine the watchdog may have been there first
+                os.kill(hub, signal.SIGKILL)
+
+        point = await self._moments.next(strike)
         await until(lambda: self._other("hub") not in {0, hub}, "new hub")
         return point
 
@@ -171,7 +178,7 @@ class Executioner:
             os.kill(supervisor, signal.SIGKILL)
             if self._mode is Mode.TREE:
                 for pid in children:
-                    if is_alive(pid):  # not any more, perhaps: nobody outlives the supervisor
+                    with suppress(ProcessLookupError):  # nobody outlives the supervisor
                         os.kill(pid, signal.SIGKILL)
 
         point = await self._moments.next(strike)
@@ -186,11 +193,12 @@ class Executioner:
         A worker that stops with the queue's write lock in hand stops all that would queue; then no more moments come.
         """
         await self.complete()
-        workers = self._workers()
+        known = self._running()
         stopped: dict[int, int] = {}
 
         def strike(queue_id: str) -> None:
-            slot = self._choose({slot: pid for slot, pid in workers.items() if slot not in stopped}, queue_id)
+            workers = _left_of(known)
+            slot = self._choose(workers, queue_id)
             self._struck[slot] += 1
             stopped[slot] = workers[slot]
             os.kill(workers[slot], signal.SIGSTOP)
@@ -224,6 +232,14 @@ async def until(condition: Callable[[], object], what: str) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"within {PATIENCE_S:g} s: no {what}")
         await asyncio.sleep(POLL_S)
+
+
+def _left_of(workers: dict[int, int]) -> dict[int, int]:
+    """Those that still run, by four small reads: a look at all processes would take longer than any moment lasts."""
+    left = {slot: pid for slot, pid in workers.items() if is_alive(pid) and not _is_stopped(pid)}
+    if not left:
+        raise AssertionError("no worker runs")
+    return left
 
 
 def _is_stopped(pid: int) -> bool:
