@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,4 +28,6 @@ def serve(
     problems = check_files(loaded.config, loaded.origin)
     if problems:
         raise ConfigErrors(problems)
+    if loaded.config.log.file is not None and sys.stderr.isatty():  # else a person sees nothing and wonders
+        typer.echo(f"starting; the log goes to {loaded.config.log.file}, Ctrl-C ends the relay", err=True)
     raise typer.Exit(supervisor.run(config, loaded.config, pidfile))
