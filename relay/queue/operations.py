@@ -74,6 +74,13 @@ class Operation(ABC, Generic[T]):
     def perform(self, at: Circumstances) -> T:
         """Do it by itself. Raises sqlite3.Error, OSError, QueueError."""
 
+    def undo(self) -> Operation[Any] | None:
+        """What makes it undone if its commit was told as failed and is in the log all the same.
+
+        None where that does no harm: a settlement that is tried again finds its lease gone.
+        """
+        return None
+
 
 class Put(Operation[None]):
     """Insert messages; their body files are in place."""
@@ -86,6 +93,9 @@ class Put(Operation[None]):
 
     def perform(self, at: Circumstances) -> None:
         insert(at, self.rows)
+
+    def undo(self) -> Operation[Any]:
+        return TakeBack([row.lease for row in self.rows])
 
 
 class Settle(Operation[bool]):
@@ -169,6 +179,9 @@ class Claim(Operation[tuple[list[int], float | None]]):
             at.run("lease_keys", at.holder, at.now + at.lease_s, json.dumps(keys))
         return keys, at.one("next_due")
 
+    def undo(self) -> Operation[Any] | None:
+        return Release(self.result[0], 0.0) if isinstance(self.result, tuple) else None
+
 
 class Renew(Operation[list[Lease | None]]):
     """Extend leases."""
@@ -206,7 +219,7 @@ class Release(Operation[None]):
 
 
 class TakeBack(Operation[None]):
-    """Delete what a cancelled put committed, if its lease is still ours."""
+    """Delete what a put committed that was cancelled or told as failed, if its lease is still ours."""
 
     __slots__ = ("given",)
 

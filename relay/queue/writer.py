@@ -100,6 +100,8 @@ class Writer:
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._group: list[Operation[Any]] = []
+        self._doubtful: list[Operation[Any]] = []
+        """Told as failed, while the log may hold their commit: undone before anything else is written. One group."""
         self._lock = WriteLock(layout)
         self._connection: sqlite3.Connection | None = None
         self._log: Log | None = None
@@ -283,6 +285,7 @@ class Writer:
                 # No room to write the log: what was there before is untouched, so a rollback is enough.
                 self._rollback()
             else:
+                self._doubtful = group
                 self._give_up(told)
             return [(operation, told) for operation in group]
         return [(operation, None) for operation in group]
@@ -365,11 +368,21 @@ class Writer:
             self._connection = connect(self._layout)
             truncate(self._connection)
             self._log = Log(self._layout, self._tuning.wal_octets, self._tuning.checkpoint_octets)
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(fault(error, self._layout.database))
+            self._undo_doubtful()
+        except (sqlite3.Error, OSError, QueueError) as error:
+            self._give_up(self._told(error))
             return False
         _logger.warning("queue: %s is open again, its log copied and synced", self._layout.database)
         return True
+
+    def _undo_doubtful(self) -> None:
+        """A commit whose sync failed has its frames in the log, and whoever recovers that log takes them for good; but
+        their callers were told that it failed. Raises sqlite3.Error, OSError, QueueError.
+        """
+        undo = [each for operation in self._doubtful if (each := operation.undo()) is not None]
+        if undo:
+            self._commit(undo)
+        self._doubtful = []
 
     def _fail_waiting_while_closing(self) -> list[tuple[Operation[Any], QueueError | None]]:
         """A queue that closes does not wait for its disk to come back."""
