@@ -71,11 +71,18 @@ async def connect(lane: Lane, context: ssl.SSLContext | None, *, required: bool)
         raise _failed(stage)(Answer(stage, code, enhanced, text)) from error
     except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:
         client.close()
-        raise _failed(stage)(Answer(stage, 0, "", split_text(str(error) or type(error).__name__)[1])) from error
+        raise _failed(stage)(Answer(stage, 0, "", _words(error))) from error
     except ConnectFailed:
         client.close()
         raise
     return _take_over(lane, client)
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong as an operator says it: "Connection refused", not where the library met it."""
+    cause = error.__cause__ or error
+    words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error) or type(error).__name__
+    return split_text(words)[1]
 
 
 def _failed(stage: Stage) -> type[ConnectFailed]:
