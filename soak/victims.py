@@ -45,6 +45,7 @@ KILLS_A_SLOT: Final = 3
 STOPPED_AT_ONCE: Final = 3
 """Of WORKERS, in mode lease: at least one goes on."""
 WORKERS: Final = 4
+"""Where workers are struck."""
 
 STANDSTILL_S: Final = 1.0
 """Without a moment for so long, everybody waits for a stopped worker."""
@@ -76,9 +77,14 @@ class Mode(StrEnum):
         }[self]
 
     @property
+    def workers(self) -> int:
+        """How many the tree has: some to go on where workers are struck, else the fewest that share a queue."""
+        return WORKERS if self in {Mode.WORKER, Mode.HUNG, Mode.LEASE} else 2
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the relay's configuration needs for it."""
-        settings: dict[str, Any] = {"server": {"workers": WORKERS}, "process": {"heartbeat_timeout_s": 5.0}}
+        settings: dict[str, Any] = {"server": {"workers": self.workers}, "process": {"heartbeat_timeout_s": 5.0}}
         if self is Mode.HUNG:
             settings["process"]["heartbeat_timeout_s"] = HEARTBEAT_S
         elif self is Mode.LEASE:
@@ -117,7 +123,10 @@ class Executioner:
 
     async def complete(self) -> None:
         """Wait until every place of the tree is filled with a process that runs."""
-        await until(lambda: len(self._workers()) == WORKERS and self._other("hub") and self._other("web"), "whole tree")
+        await until(
+            lambda: len(self._workers()) == self._mode.workers and self._other("hub") and self._other("web"),
+            "whole tree",
+        )
         await until(lambda: not any(map(_is_stopped, self._workers().values())), "end of the stopped workers")
 
     # --- who there is ------------------------------------------------------------------------------------------------

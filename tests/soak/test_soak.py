@@ -19,7 +19,6 @@ MOMENTS = int(os.environ.get("RELAY_SOAK", "10"))
 CLIENTS = 16
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", list(Mode))
 def test_whatever_dies_everything_acknowledged_arrives_and_every_duplicate_is_explained(
