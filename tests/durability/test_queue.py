@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from relay.queue.prepare import prepare
 from tests.durability.driver import TUNING, body_of
-from tests.durability.power import Disk, reopened
+from tests.durability.power import Disk, dice, reopened
 from tests.durability.proof import Acknowledgement, acknowledgements, unproved
 from tests.durability.trace import SYNCS, read, strace
 
@@ -88,9 +87,7 @@ def test_the_run_that_is_cut_goes_round_the_log_several_times(traced):
 @pytest.mark.parametrize(("cuts", "torn"), [(CUTS, False), (TORN_CUTS, True)], ids=["synced-only", "torn"])
 def test_after_a_power_cut_every_acknowledged_message_is_there_whole(traced, fast_folder, cuts, torn):
     spool, before, calls, _ = traced
-    seed = random.randrange(1 << 32)
-    sys.stdout.write(f"seed {seed}\n")
-    chance = random.Random(seed)
+    chance = dice()
     acked = {each.line: each.id.decode() for each in acknowledgements(calls, rb"ACK (\w+)")}
     gone = {each.line: each.id.decode() for each in acknowledgements(calls, rb"GONE (\w+)")}
     moments = list(Disk.of(spool, before).watch(calls))
@@ -128,6 +125,7 @@ def test_the_model_does_lose_what_was_not_synced(traced, fast_folder):
     [
         "fdatasync:error=EIO:when=4",  # of the log, in the writer's thread
         "fdatasync:error=EIO:when=9..11",  # the attempts to recover as well
+        "fdatasync:error=EIO:when=9..12",
         "fsync:error=EIO:when=5",  # of a body file or its folder
         "pwrite64:error=EIO:when=60",  # of a frame
         "pwrite64:error=ENOSPC:when=71",
@@ -149,6 +147,7 @@ def test_a_failing_disk_fails_the_put_and_loses_nothing(tmp_path, inject):
     assert set(acked) - finishing <= set(found)
     finished = {name for word, name in said if word == "OK"}
     assert not finished & set(found)
+    assert not set(failed) & set(found), "whoever was told no has nothing in the queue"
     for name, content in found.items():
         assert content == body_of(name)
 

@@ -40,7 +40,6 @@ _UNFINISHED: Final = " <unfinished ...>"
 _RESULT: Final = re.compile(r"(.*)\) += (-?\d+|\?)(.*)", re.DOTALL)
 _DESCRIPTOR: Final = re.compile(r"(\d+)<((?:\\x[0-9a-f]{2})*)>(\(deleted\))?")
 _STRING: Final = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
-_NUMBER: Final = re.compile(r"-?\d+$")
 
 
 def strace(output: Path, program: Sequence[object], *, inject: str = "", calls: str = CALLS) -> list[str]:
@@ -69,9 +68,12 @@ def attached(
 
     def has_all() -> dict[int, int]:
         assert tracer.poll() is None, f"strace: {output.with_suffix('.stderr').read_text()}"
-        threads = {int(task): pid for pid in processes for task in os.listdir(f"/proc/{pid}/task")}
         mark = f"TracerPid:\t{tracer.pid}\n"
-        return threads if all(mark in Path(f"/proc/{task}/status").read_text() for task in threads) else {}
+        with suppress(FileNotFoundError):  # a thread that ended meanwhile
+            threads = {int(task): pid for pid in processes for task in os.listdir(f"/proc/{pid}/task")}
+            if all(mark in Path(f"/proc/{task}/status").read_text() for task in threads):
+                return threads
+        return {}
 
     try:
         yield wait_for(has_all, "strace on all threads")
@@ -108,9 +110,7 @@ class Call:
     @property
     def number(self) -> int:
         """The last argument, where that is a number: the offset of pwrite64, the length of ftruncate."""
-        found = _NUMBER.search(self.arguments)
-        assert found is not None, self.arguments
-        return int(found[0])
+        return int(self.arguments.rpartition(", ")[2])
 
 
 def read(output: Path, threads: Mapping[int, int] | None = None) -> list[Call]:
