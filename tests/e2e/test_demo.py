@@ -145,7 +145,7 @@ def test_every_command_it_says_to_try_works_and_control_c_ends_all(start: Start,
         done = subprocess.run(command.split(), cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == code, (command, done.stdout, done.stderr)
     down = next(command for command in commands if command.startswith("kill "))
-    subprocess.run(["/bin/sh", "-c", down], check=True)  # as it is typed: kill is the shell's, a program only with procps
+    subprocess.run(["/bin/sh", "-c", down], check=True)  # kill is the shell's own; the program is in procps
     with smtplib.SMTP("127.0.0.1", 2525 + shift) as client:
         client.sendmail("me@example.net", "orders@example.com", "Subject: later\r\n\r\n")
     up = next(command for command in commands if "exchange.py" in command)
