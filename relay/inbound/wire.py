@@ -137,6 +137,7 @@ class Wire(SMTP):
         if listener.draining:
             self.end(reply.SHUTTING_DOWN)
         elif listener.implicit_tls:
+            self.transport.pause_reading()  # what comes from now on must wait for the TLS layer, which reads on
             listener.background(self._start_tls())
         else:
             self._greet()
