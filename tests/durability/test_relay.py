@@ -15,11 +15,12 @@ from tests.bed.next_hop import Hold, NextHop, Say, Step
 from tests.bed.relay import children_of
 from tests.bed.waiting import wait_for
 from tests.bed.wire import after_trace, letter
+from tests.durability.dialogue import answers
 from tests.durability.driver import TUNING
 from tests.durability.load import LARGE, QUEUED, REPORT, Run, in_front_of, next_hops, reported_in, traced_run
 from tests.durability.power import Disk, dice, reopened
 from tests.durability.proof import Acknowledgement, acknowledgements, proofs, unproved
-from tests.durability.trace import SYNCS, attached, read, strace
+from tests.durability.trace import CALLS, HEARS, SYNCS, attached, read, strace
 
 pytestmark = pytest.mark.needs("strace", "root")  # strace on a process that runs already
 
@@ -198,13 +199,14 @@ def test_in_express_too_what_is_left_over_late_or_reported_is_synced_before_its_
     next_hop.on(Step.RCPT, Say("450 4.2.1 later"), only="<greylisted")
     next_hop.on(Step.RCPT, Say("550 5.1.1 no such user"), only="<refused")
     told: dict[str, list[str]] = {}
-    with attached([relay.supervisor, *children_of(relay.supervisor)], tmp_path / "trace") as threads:
+    processes = [relay.supervisor, *children_of(relay.supervisor)]
+    with attached(processes, tmp_path / "trace", calls=f"{CALLS},{HEARS}") as threads:
         with relay.client() as client:
             client.open()
             for octets in (letter("small"), LARGE):
                 for others in ([], ["greylisted"], ["refused"]):
                     to = [f"{name}@example.com" for name in ["user", *others]]
-                    reply = client.deliver("sender@example.net", to, octets)
+                    reply = client.deliver(f"{len(octets)}{''.join(others)}@example.net", to, octets)
                     told.setdefault("".join(others), []).append(reply.text)
             next_hop.behave()
             next_hop.wait_for_accepted(8)
@@ -227,6 +229,15 @@ def test_in_express_too_what_is_left_over_late_or_reported_is_synced_before_its_
     reports = [Acknowledgement(at[name], REPORT.encode() + name) for name in ids["refused"]]
     assert unproved(calls, relay.spool, rows + reports) == []
     assert sum("the body: synced" in dict(proof.steps) for proof in proofs(calls, relay.spool, rows)) == 2
+    heard = answers(calls)
+    for others in ("", "refused"):
+        for name, octets in zip(ids[others], (letter("small"), LARGE), strict=True):
+            known = {
+                each.recipient: each.code
+                for each in heard
+                if each.line < at[name] and each.sender == f"{len(octets)}{others}@example.net"
+            }
+            assert known == {"user@example.com": 250, **({"refused@example.com": 550} if others else {})}
     on_nothing = [Acknowledgement(at[name], name) for name in ids[""]]
     assert len(unproved(calls, relay.spool, on_nothing)) == 2, "what the next hop has needs no disk"
     without = [c for c in calls if not (c.name in SYNCS and c.path.endswith("-wal"))]
