@@ -218,6 +218,7 @@ class Dispatch:
         self.runner = Runner(config, store, lanes, self.results, log, metrics)
         self._attempts: deque[ExpressAttempt] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._committing = 0
         self._draining = False
         self.configure(config)
 
@@ -268,7 +269,28 @@ class Dispatch:
 
     def queue(self, envelope: Envelope, content: Content, answer: Answerer, reason: str) -> None:
         """Commit, then acknowledge."""
-        self.background(self._store(envelope, content, answer, reason))
+        created = time.time()
+        leased = reason != "down" and self.runner.has_room(content)
+        message = self.new_message(envelope, content, created, leased=leased)
+        if content.memory is None:
+            self.background(self._store(message, answer, reason))
+            return
+        try:
+            lease, committed = self.store.put_soon(message)
+        except QueueError as error:
+            self._not_stored(error, envelope.id, answer)
+            return
+        self._committing += 1
+
+        def done(future: asyncio.Future[None]) -> None:
+            self._committing -= 1
+            error = future.exception()
+            if isinstance(error, QueueError):
+                self._not_stored(error, envelope.id, answer)
+            else:
+                self._stored(lease, message, answer, reason)
+
+        committed.add_done_callback(done)
 
     def new_message(
         self, envelope: Envelope, content: Content, created: float, *, leased: bool, in_flight: bool = False
@@ -291,33 +313,40 @@ class Dispatch:
             possible_duplicate=in_flight,
         )
 
-    async def _store(self, envelope: Envelope, content: Content, answer: Answerer, reason: str) -> None:
-        created = time.time()
-        leased = reason != "down" and self.runner.has_room(content)
-        lease = await self._put([self.new_message(envelope, content, created, leased=leased)], envelope.id, answer)
+    async def _store(self, message: NewMessage, answer: Answerer, reason: str) -> None:
+        lease = await self._put([message], message.envelope.id, answer)
         if lease is None:
-            content.close()
-            return
+            message.content.close()
+        else:
+            self._stored(lease, message, answer, reason)
+
+    def _stored(self, lease: Lease, message: NewMessage, answer: Answerer, reason: str) -> None:
+        """It is on the disk: the client may know, and it goes on its way."""
+        envelope, content = message.envelope, message.content
         self.metrics.queued(reason)
         self.log.queued(envelope.id, reason, content.size)
         answer(reply.OK_QUEUED, envelope.id)
-        if leased:
-            self.runner.take(lease, envelope, content, created)
+        if message.leased:
+            self.runner.take(lease, envelope, content, message.created)
         else:
             content.close()
             self.runner.wake()
+
+    def _not_stored(self, error: QueueError, queue_id: QueueId, answer: Answerer) -> None:
+        """It is not, and never will be: the client keeps it."""
+        if isinstance(error, QueueFull):
+            self.log.alarm("queue_full", id=queue_id, error=str(error))
+            answer(reply.QUEUE_FULL, NO_TEXT)
+        else:
+            self.log.alarm("queue_put_failed", id=queue_id, error=str(error))
+            answer(reply.QUEUE_FAILED, NO_TEXT)
 
     async def _put(self, messages: Sequence[NewMessage], queue_id: QueueId, answer: Answerer) -> Lease | None:
         """Commit and give the first one's lease; on failure the client is told, and None comes back."""
         try:
             leases = await self.store.put(messages)
-        except QueueFull as error:
-            self.log.alarm("queue_full", id=queue_id, error=str(error))
-            answer(reply.QUEUE_FULL, NO_TEXT)
-            return None
         except QueueError as error:
-            self.log.alarm("queue_put_failed", id=queue_id, error=str(error))
-            answer(reply.QUEUE_FAILED, NO_TEXT)
+            self._not_stored(error, queue_id, answer)
             return None
         return leases[0]
 
@@ -374,7 +403,7 @@ class Dispatch:
     @property
     def busy(self) -> bool:
         """True while anything acknowledged or about to be is in memory only, or under way."""
-        return bool(self._tasks) or self.lanes.busy or self.runner.busy
+        return bool(self._tasks) or self._committing > 0 or self.lanes.busy or self.runner.busy
 
     def drain(self) -> None:
         """Everything new goes to the queue; nothing more is claimed."""

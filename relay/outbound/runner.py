@@ -295,7 +295,7 @@ class Runner:
             )  # fmt: skip
             finished = tuple([one.number for one in attempt.tried])
             settlement = Settlement(delivery.lease, finished, (), possible_duplicate=delivery.possible_duplicate)
-            self._spawn(self.settle(delivery, settlement, cell))
+            self._settle_soon(delivery, settlement, cell)
             return
         judged = self._results.judge(
             delivery.envelope, attempt.tried, answers, lane, delivery.content.size, delivery.created, "queue",
@@ -333,6 +333,20 @@ class Runner:
                 self._log.alarm("queue_settle_failed", id=delivery.envelope.id, error=str(error))
                 await asyncio.sleep(SETTLE_AGAIN_S)
                 settlement = replace(settlement, lease=delivery.lease)  # renewed meanwhile
+        self._settled(delivery, settlement, cell, kept=kept)
+
+    def _settle_soon(self, delivery: Delivery, settlement: Settlement, cell: int) -> None:
+        """The same without a task, as long as the disk does not refuse."""
+
+        def done(future: asyncio.Future[bool]) -> None:
+            if future.exception() is not None:
+                self._spawn(self.settle(delivery, settlement, cell))
+            else:
+                self._settled(delivery, settlement, cell, kept=future.result())
+
+        self.store.settle_soon(settlement).add_done_callback(done)
+
+    def _settled(self, delivery: Delivery, settlement: Settlement, cell: int, *, kept: bool) -> None:
         if cell >= 0:
             self.store.clear(cell)
         if not kept:

@@ -6,6 +6,7 @@ not outlive the process.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,21 @@ class MemoryStore:
         built = [self._build(message) for message in messages]
         return [self._insert(message, leased=message.new.leased) for message in built]
 
+    def put_soon(self, message: NewMessage) -> tuple[Lease, asyncio.Future[None]]:
+        self._check_open()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return self._insert(self._build(message), leased=message.leased), future
+
+    def settle_soon(self, settlement: Settlement) -> asyncio.Future[bool]:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        future.set_result(self._settled(settlement))
+        return future
+
     async def settle(self, settlement: Settlement) -> bool:
+        return self._settled(settlement)
+
+    def _settled(self, settlement: Settlement) -> bool:
         self._check_open()
         message = self._held(settlement.lease)
         if message is None:

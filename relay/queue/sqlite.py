@@ -158,6 +158,11 @@ class SqliteStore:
         await self._with_files(operation, rows, messages, lambda: self._post(TakeBack(leases)))
         return leases
 
+    def put_soon(self, message: NewMessage) -> tuple[Lease, asyncio.Future[None]]:
+        self._guard_space()
+        rows = self._rows((message,))
+        return rows[0].lease, self._writer.submit(Put(rows))
+
     def _rows(self, messages: Sequence[NewMessage], *, reports: bool = False) -> list[NewRows]:
         now = self._clock()
         wall = time.time()
@@ -239,20 +244,16 @@ class SqliteStore:
     # --- attempts ---------------------------------------------------------------------------------------------------
     async def settle(self, settlement: Settlement) -> bool:
         reports = self._rows(settlement.reports, reports=True) if settlement.reports else []
-        operation = Settle(
-            settlement.lease,
-            settlement.finished,
-            settlement.deferred,
-            reports,
-            keep=settlement.keep,
-            possible_duplicate=settlement.possible_duplicate,
-        )
+        operation = _settle(settlement, reports)
         if not reports:
             return await self._writer.perform(operation)
         settled = await self._with_files(operation, reports, settlement.reports, _nothing)
         if not settled:
             self._unlink_later([row.file for row in reports if row.file])
         return settled
+
+    def settle_soon(self, settlement: Settlement) -> asyncio.Future[bool]:
+        return self._writer.submit(_settle(settlement, ()))
 
     async def claim(self, limit: int) -> tuple[list[Claimed], float | None]:
         operation = Claim(limit)
@@ -372,6 +373,17 @@ class SqliteStore:
         for start in range(0, len(names), SWEEP_FILES):
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._post, Sweep(names[start : start + SWEEP_FILES]))
+
+
+def _settle(settlement: Settlement, reports: Sequence[NewRows]) -> Settle:
+    return Settle(
+        settlement.lease,
+        settlement.finished,
+        settlement.deferred,
+        reports,
+        keep=settlement.keep,
+        possible_duplicate=settlement.possible_duplicate,
+    )
 
 
 def _result(operation: Operation[T]) -> T:

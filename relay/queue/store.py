@@ -17,6 +17,7 @@ An entry that cannot be read whole is *set aside*: nobody claims it, nothing of 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -222,8 +223,19 @@ class Store(Protocol):
         """Commit all or none, body files first; returns after the commit is on disk. Contents stay the caller's."""
         ...
 
+    def put_soon(self, message: NewMessage) -> tuple[Lease, asyncio.Future[None]]:
+        """``put`` of one message held in memory, for the hot path: no task. The lease is good once the future is done.
+
+        Raises QueueError, or the future does.
+        """
+        ...
+
     async def settle(self, settlement: Settlement) -> bool:
         """Record one attempt; False when the lease was lost meanwhile (then nothing was changed)."""
+        ...
+
+    def settle_soon(self, settlement: Settlement) -> asyncio.Future[bool]:
+        """``settle`` without reports, for the hot path: no task. The future raises QueueError."""
         ...
 
     async def claim(self, limit: int) -> tuple[list[Claimed], float | None]:
