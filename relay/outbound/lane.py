@@ -143,40 +143,42 @@ class Lane:
     def _open_one(self) -> None:
         task = asyncio.get_running_loop().create_task(self._open())
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
 
     async def _open(self) -> None:
-        context = None if self.now() < self._plain_until else self._tls
-        try:
-            connection = await connect(self, context, required=self._tls_required)
-        except TlsFailed as error:
-            if self._tls_required:
-                self._refused(error.answer)
-                return
-            self._plain_until = self.now() + PLAIN_AFTER_TLS_FAILURE_S
-            self.log.alarm("next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
-            try:
-                connection = await connect(self, None, required=False)
-            except ConnectFailed as second:
-                self._refused(second.answer)
-                return
-        except ConnectFailed as error:
-            self._refused(error.answer)
+        opened = await self._connect()
+        # Here and not in a callback: what follows may ask at once how many are being opened.
+        self._opening.discard(asyncio.current_task())
+        if isinstance(opened, Answer):
+            self._refused(opened)
             return
-        except Exception as error:  # noqa: BLE001 - the boundary of this task: whoever waits for the connection must hear of it
-            self.log.alarm("next_hop_fault", next_hop=self.name, cause=repr(error))
-            self._refused(Answer(Stage.CONNECT, 0, "", "local error"))
-            return
-        self._connections.add(connection)
+        self._connections.add(opened)
         self._failures = 0
         if self.retry_at:
             self._come_up()
-        self.released(connection)
+        self.released(opened)
+
+    async def _connect(self) -> Connection | Answer:
+        """A connection, or why there is none."""
+        context = None if self.now() < self._plain_until else self._tls
+        try:
+            try:
+                return await connect(self, context, required=self._tls_required)
+            except TlsFailed as error:
+                if self._tls_required:
+                    raise
+                self._plain_until = self.now() + PLAIN_AFTER_TLS_FAILURE_S
+                self.log.alarm("next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
+                return await connect(self, None, required=False)
+        except ConnectFailed as error:
+            return error.answer
+        except Exception as error:  # noqa: BLE001 - the boundary of this task: whoever waits for the connection must hear of it
+            self.log.alarm("next_hop_fault", next_hop=self.name, cause=repr(error))
+            return Answer(Stage.CONNECT, 0, "", "local error")
 
     def _refused(self, answer: Answer) -> None:
         """A connection could not be made."""
         self.last_failure = answer
-        others = len(self._opening) - 1 + len(self._connections)
+        others = len(self._opening) + len(self._connections)
         if answer.code == 421 and others > 0 and not self.retry_at:
             self._lower_limit(len(self._connections))  # it serves us, but not with so many at once
             return

@@ -287,7 +287,7 @@ class Runner:
     def finish(self, attempt: QueueAttempt, answers: list[Answer], lane: Lane, cell: int) -> None:
         """An attempt is over."""
         delivery = attempt.delivery
-        if delivery.pending == 1 and everybody_served(answers):
+        if delivery.turn is None and everybody_served(answers):
             delivery.pending = 0
             self._results.delivered(
                 delivery.envelope.id, attempt.recipients, answers, lane, delivery.content.size, delivery.created,

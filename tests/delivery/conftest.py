@@ -25,6 +25,7 @@ from tests.bed.relay import RelayRunner
 from tests.bed.waiting import wait_for
 from tests.bed.wire import letter
 
+
 @dataclass(frozen=True)
 class Sent:
     """What the client was told. ``id`` is the queue id of a 250, empty otherwise."""
