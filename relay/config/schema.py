@@ -48,6 +48,7 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         str_strip_whitespace=True,
+        defer_build=True,  # tables are built once, as part of the whole: a tenth of a second of each start
     )
 
 
