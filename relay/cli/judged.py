@@ -13,7 +13,7 @@ from relay.cli.directory import ago
 from relay.cli.options import EXIT_FAILED, CommandFailed
 from relay.config.schema import Config
 from relay.directory.snapshot import ACCEPT, NEEDS_AUTH, RESTRICTED, Directory, Entry
-from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, parse_path
+from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, parse_path, unquoted
 from relay.mail.reply import NOT_UTF8, RELAY_FORM, Kind, OperatorText
 from relay.policy.client import ClientRules
 
@@ -73,7 +73,7 @@ def snapshot_facts(directory: Directory, mailbox: Mailbox) -> dict[str, str]:
     if snapshot is None:
         return facts
     facts["snapshot"] = f"generation {snapshot.generation}, built {ago(time.time() - snapshot.created)}"
-    entry = snapshot.entry(mailbox)
+    entry = snapshot.entry(unquoted(mailbox))
     facts["entry"] = "none" if entry is None else _words(entry)
     return facts
 

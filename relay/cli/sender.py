@@ -34,6 +34,8 @@ def sender(
 def judge(config: Config, address: str) -> Judged:
     """The answer of MAIL, or of every RCPT where senders are told there. Raises CommandFailed."""
     mailbox = parse(address, BAD_SENDER)
+    if mailbox and not isinstance(mailbox, Kind) and "@" not in mailbox:  # postmaster alone is a recipient only
+        mailbox = BAD_SENDER
     if isinstance(mailbox, Kind):
         return Judged(address, False, "syntax", "MAIL", reply_line(config, mailbox), (), {})
     rules = Rules.of(config)

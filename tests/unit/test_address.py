@@ -17,6 +17,7 @@ from relay.mail.address import (
     is_relay_form,
     parse_mailbox,
     parse_path,
+    unquoted,
 )
 
 SYNTAX, TOO_LONG = AddressFault.SYNTAX, AddressFault.TOO_LONG
@@ -221,3 +222,26 @@ def test_the_quick_pattern_takes_what_the_parser_takes_but_for_odd_forms(text: s
 @pytest.mark.parametrize("text", [text for text, _ in BAD] + [text for text in GOOD if re.search(r'[%!"\[]', text)])
 def test_the_quick_pattern_leaves_everything_odd_to_the_parser(text: str) -> None:
     assert re.fullmatch(PLAIN_MAILBOX, text) is None
+
+
+@pytest.mark.parametrize(
+    ("mailbox", "plain"),
+    [
+        ("user@example.com", "user@example.com"),
+        ('"user"@example.com', "user@example.com"),
+        ('"us\\er"@Example.com', "user@Example.com"),
+        ('"a.b"@example.com', "a.b@example.com"),
+        ('"a b"@example.com', '"a b"@example.com'),
+        ('"a..b"@example.com', '"a..b"@example.com'),
+        ('"a@b"@example.com', '"a@b"@example.com'),
+        ('"a\\"b"@example.com', '"a\\"b"@example.com'),
+        ('""@example.com', '""@example.com'),
+        ("postmaster", "postmaster"),
+    ],
+)
+def test_needless_quotes_are_taken_off_for_look_ups(mailbox: str, plain: str) -> None:
+    """RFC 5321 §4.1.2: all quoted forms are equivalent."""
+    found = parse_mailbox(mailbox)
+    assert not isinstance(found, AddressFault)
+    assert unquoted(found) == plain
+    assert parse_mailbox(unquoted(found)) == plain
