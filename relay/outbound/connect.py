@@ -7,7 +7,6 @@ set onto its transport while no reply is pending.
 from __future__ import annotations
 
 import ssl
-import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import aiosmtplib
@@ -113,7 +112,7 @@ def _take_over(lane: Lane, client: SMTP) -> Connection:
         eight_bit="8bitmime" in offers,
         tls=(tls.version() or "") if tls is not None else "",
     )
-    connection = Connection(lane, transport, capabilities, time.monotonic())
+    connection = Connection(lane, transport, capabilities, lane.now())
     transport.set_protocol(connection)
     # The library's object must not close what is ours now.
     client.transport = None

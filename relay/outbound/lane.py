@@ -154,6 +154,7 @@ class Lane:
         self._connections.add(opened)
         self._failures = 0
         if self.retry_at:
+            self._limit = len(self._connections)  # 1, unless older ones hang: the probe is not one too many
             self._come_up()
         self.released(opened)
 

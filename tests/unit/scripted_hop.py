@@ -112,12 +112,11 @@ class Hop:
         pass
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._talk(Talk(reader, writer)))
-        self._tasks.add(task)
-
-    async def _talk(self, talk: Talk) -> None:
         script = self.scripts[min(len(self.talks), len(self.scripts) - 1)]
-        self.talks.append(talk)
+        self.talks.append(Talk(reader, writer))
+        self._tasks.add(asyncio.get_running_loop().create_task(self._talk(self.talks[-1], script)))
+
+    async def _talk(self, talk: Talk, script: Script) -> None:
         try:
             await script(talk)
         except (Ended, ConnectionError, asyncio.CancelledError):
@@ -136,11 +135,15 @@ class Hop:
     async def end(self) -> None:
         self.lane.close()
         self.server.close()
-        for talk in self.talks:
-            talk.writer.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for transport in (
+            *(talk.writer.transport for talk in self.talks),
+            *(connection.transport for connection in self.lane._connections.copy()),
+        ):
+            transport.abort()
+        await asyncio.sleep(0.01)  # transports close in the next turns of the loop, and nothing tells when they have
         assert self.problems == []
 
 
