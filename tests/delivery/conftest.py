@@ -51,6 +51,7 @@ class Spot:
     def __init__(self, bed: Bed, number: int, hop: NextHop) -> None:
         self.bed = bed
         self.hop = hop
+        self.second = bed.seconds[number] if bed.seconds else None
         self.relay = bed.relay
         self.domain = f"d{number}.example.com"
         self.sender = f"sender{number}@example.net"
@@ -98,25 +99,26 @@ class Spot:
 class Bed:
     """A relay and its spots. ``config`` is laid over settings that retry quickly and never run out of patience."""
 
-    def __init__(self, folder: Path, spots: int, config: Mapping[str, Any], lists: Mapping[int, int]) -> None:
-        """``lists``: how many next hops the routes of the first spots have (number of the spot → count)."""
+    def __init__(
+        self, folder: Path, spots: int, config: Mapping[str, Any], *, second: bool, first: str, default: bool
+    ) -> None:
+        """``second``: each route has a second next hop; ``first``: this one is in front of all others. ``default``:
+        the rest is routed to ``outside``.
+        """
         self.outside = NextHop()
         self.hops = [NextHop() for _ in range(spots)]
-        self.others = {number: [NextHop() for _ in range(count - 1)] for number, count in lists.items()}
+        self.seconds = [NextHop() for _ in range(spots if second else 0)]
         domains = [f"d{number}.example.com" for number in range(spots)]
-        routes = [
-            {
-                "domains": [domain],
-                "next_hops": [hop.route, *(other.route for other in self.others.get(number, []))],
-            }
-            for number, (domain, hop) in enumerate(zip(domains, self.hops, strict=True))
-        ]
+        routes = []
+        for number, domain in enumerate(domains):
+            names = [first, *(hops[number].route for hops in (self.hops, self.seconds) if hops)]
+            routes.append({"domains": [domain], "next_hops": [name for name in names if name]})
         self.relay = RelayRunner(
             folder,
             self.outside.route,
             config={
                 "domain": [{"names": domains, "recipients": "any"}],
-                "route": [*routes, {"domains": ["*"], "next_hops": [self.outside.route]}],
+                "route": [*routes, *([{"domains": ["*"], "next_hops": [self.outside.route]}] if default else [])],
                 "queue": {"retry_s": [0.4]},
                 # A busy machine must not make a next hop late where a test is not about that.
                 "delivery": {"express_deadline_s": 60.0},
@@ -171,7 +173,7 @@ class Bed:
 
     def close(self) -> list[str]:
         """The end; returns what the relay did that RFC 5321 forbids."""
-        hops = [self.outside, *self.hops, *(hop for others in self.others.values() for hop in others)]
+        hops = [self.outside, *self.hops, *self.seconds]
         for hop in hops:
             hop.behave()
         try:
@@ -190,10 +192,10 @@ def _beds() -> Iterator[MakeBed]:
     folder.chmod(0o755)
     made: list[Bed] = []
 
-    def make(spots: int = 3, lists: Mapping[int, int] | None = None, **config: Any) -> Bed:
+    def make(spots: int = 3, *, second: bool = False, first: str = "", default: bool = True, **config: Any) -> Bed:
         own = folder / f"relay-{len(made)}"
         own.mkdir()
-        made.append(Bed(own, spots, config, lists or {}))
+        made.append(Bed(own, spots, config, second=second, first=first, default=default))
         return made[-1]
 
     yield make
