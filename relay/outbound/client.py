@@ -282,7 +282,7 @@ class Connection(asyncio.Protocol):
         assert attempt is not None
         assert pieces is not None
         try:
-            while not self._paused:
+            while not (self._paused or self.transport.is_closing()):  # a broken one takes everything, dot included
                 piece = next(pieces, None)
                 if piece is None:
                     self._pieces = None

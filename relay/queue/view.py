@@ -104,6 +104,7 @@ class _reading:  # noqa: N801  used like a function
         except sqlite3.Error as error:
             raise fault(error, self._layout.database) from None
         self._connection.text_factory = _lenient
+        self._connection.execute("BEGIN")  # message and recipients of one moment
         return (self._connection,)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
