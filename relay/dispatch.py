@@ -72,8 +72,8 @@ class ExpressAttempt:
     """A message handed straight on (see ``outbound.attempt``). Outlives its session; a drain waits for it."""
 
     __slots__ = (
-        "_answer", "_answers", "_cell", "_dispatch", "_dot_sent", "_lane", "_others", "_started", "_storing",
-        "body_8bit", "content", "created", "deadline", "delivery", "envelope", "over", "recipients", "sender",
+        "_answer", "_answers", "_cell", "_dispatch", "_dot_sent", "_lane", "_others", "_storing",
+        "body_8bit", "content", "created", "deadline", "delivery", "envelope", "over", "recipients", "sender", "started",
     )  # fmt: skip
 
     def __init__(
@@ -87,14 +87,14 @@ class ExpressAttempt:
         self._cell = -1
         self._dot_sent = False
         self._storing = False
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self.envelope = envelope
         self.content = content
         self.sender = envelope.sender
         self.recipients: Sequence[Mailbox] = envelope.recipients
         self.body_8bit = envelope.body_8bit
         self.created = time.time()
-        self.deadline = self._started + dispatch.express_deadline_s
+        self.deadline = self.started + dispatch.express_deadline_s
         self.delivery: Delivery | None = None
         self.over = False
 
@@ -127,7 +127,7 @@ class ExpressAttempt:
                 lane.submit(self, express=True)
                 return
         dispatch = self._dispatch
-        dispatch.metrics.delivery_seconds(next_hop, time.monotonic() - self._started)
+        dispatch.metrics.delivery_seconds(next_hop, time.monotonic() - self.started)
         if self._storing:
             self._answers = answers  # the row is being committed: settled right after
         elif self.delivery is not None:

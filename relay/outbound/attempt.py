@@ -17,6 +17,8 @@ class Attempt(Protocol):
     recipients: Sequence[Mailbox]
     content: Content
     body_8bit: bool
+    started: float
+    """When it was handed to its lane, on the lane's clock."""
 
     def may_finish(self) -> bool:
         """Asked just before the final dot leaves; False breaks the delivery off without it (lost or short lease)."""

@@ -121,6 +121,14 @@ class Lane:
                 return True
         return False
 
+    def turn_away(self) -> None:
+        """Queued mail that has waited for a connection for longer than connecting may take goes back to the queue."""
+        before = self.now() - self.connect_timeout_s
+        answer = Answer(Stage.CONNECT, 0, "", "no connection became free")
+        for attempt in [waiting for waiting in self._queued if waiting.started < before]:
+            self._queued.remove(attempt)
+            attempt.done([answer] * len(attempt.recipients), self.name)
+
     def failure(self) -> Answer:
         """Why nothing can be delivered now."""
         return self.last_failure or Answer(Stage.CONNECT, 0, "", "next hop is down")

@@ -59,6 +59,11 @@ class Lanes:
                 self._states[lane] = state
                 self._metrics.next_hop_state(lane.name, state)
 
+    def turn_away(self) -> None:
+        """Make room for mail to other next hops where one hangs."""
+        for lane in list(self._lanes.values()):
+            lane.turn_away()
+
     @property
     def busy(self) -> bool:
         """True while any lane has work."""

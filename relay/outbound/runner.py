@@ -1,7 +1,7 @@
 """Owns: delivery from the queue: which messages are worked on, each message's way over its lanes, the settlement.
 
 A small active window over a large queue: at most ``queue.active`` messages and ACTIVE_OCTETS of bodies in memory; the
-rest waits on disk until it is claimed. One attempt, one transaction: answers are settled as they come, one ``settle``
+rest waits on disk until it is claimed. When it is full, mail that waits for a next hop that hangs makes room. One attempt, one transaction: answers are settled as they come, one ``settle``
 for each next hop of a message.
 """
 
@@ -31,6 +31,8 @@ ACTIVE_OCTETS: Final = 32 * 1024 * 1024
 """Bodies held in memory for queue delivery by one worker."""
 CLAIM: Final = 100
 """Messages claimed in one transaction: more would hold the write lock for too long."""
+LEAST_WAIT_S: Final = 0.01
+"""Between claims that brought nothing, whatever the queue says about the next."""
 POLL_S: Final = 0.5
 """How often the queue is looked at for mail of dead workers and for what other workers left over."""
 SETTLE_AGAIN_S: Final = 1.0
@@ -77,7 +79,7 @@ class QueueAttempt:
     """Some recipients of a leased message on their way to one next hop (see ``outbound.attempt``)."""
 
     __slots__ = (
-        "_cell", "_lane", "_others", "_runner", "_started", "body_8bit", "content", "delivery", "recipients", "sender",
+        "_cell", "_lane", "_others", "_runner", "body_8bit", "content", "delivery", "recipients", "sender", "started",
         "tried",
     )  # fmt: skip
 
@@ -92,11 +94,11 @@ class QueueAttempt:
         self._lane = lanes[0]
         self._others = lanes[1:]
         self._cell = -1
-        self._started = 0.0
+        self.started = 0.0
 
     def start(self) -> None:
         """Hand it to its lane."""
-        self._started = self._lane.now()
+        self.started = self._lane.now()
         self._lane.submit(self, express=False)
 
     def may_finish(self) -> bool:
@@ -126,7 +128,7 @@ class QueueAttempt:
             self._lane = self._others.pop(0)
             self._lane.submit(self, express=False)
             return
-        self._runner.metrics.delivery_seconds(next_hop, self._lane.now() - self._started)
+        self._runner.metrics.delivery_seconds(next_hop, self._lane.now() - self.started)
         self._runner.finish(self, answers, self._lane, self._cell)
 
 
@@ -220,7 +222,9 @@ class Runner:
                     if claimed:
                         wait = 0.0
                     elif due is not None:
-                        wait = min(POLL_S, max(0.0, due - boot_clock()))
+                        wait = min(POLL_S, max(LEAST_WAIT_S, due - boot_clock()))
+            else:
+                self._lanes.turn_away()
             if wait:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)

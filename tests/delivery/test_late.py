@@ -89,6 +89,27 @@ def test_a_next_hop_that_hangs_is_given_up_after_its_time_out_and_tried_again(
         assert len(slow) == 1
 
 
+def test_a_next_hop_that_hangs_does_not_keep_the_queue_from_serving_the_others(make_bed: MakeBed, way: str) -> None:
+    """It fills the window of active messages, which makes room after ``delivery.connect_timeout_s``."""
+    bed = make_bed(
+        2,
+        delivery={"express": way == "express", "concurrency": 1, "connect_timeout_s": 1.0, "express_deadline_s": 0.2},
+        queue={"active": 3, "retry_s": [0.4]},
+    )
+    hanging, other = bed.spot(), bed.spot()
+    hold = hanging.hop.on(Step.FINAL, Hold()).hold
+    sent = [hanging.send() for _ in range(6)]
+    other.hop.on(Step.RCPT, Say("450 4.2.1 to the queue with it"), times=1)
+    one = other.send()
+    assert all(each.queued for each in (*sent, one))
+    other.delivered(one.id)
+    assert hanging.hop.accepted == []
+    hold.release()
+    for each in sent:
+        hanging.delivered(each.id)
+    assert len(hanging.hop.transactions) == 6
+
+
 # --- slower than the express deadline, and then an answer --------------------------------------------------------
 
 

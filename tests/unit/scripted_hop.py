@@ -170,6 +170,7 @@ class Message:
         self.body_8bit = body_8bit
         self.finish = finish
         self.asked = 0
+        self.started = 0.0
         self.result: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
 
     def may_finish(self) -> bool:

@@ -167,6 +167,32 @@ async def test_who_waits_can_be_taken_back_and_who_is_under_way_cannot(hop: Hop)
     assert not waiting.result.done()
 
 
+async def test_queued_mail_that_waits_too_long_for_a_connection_makes_room_and_what_is_under_way_stays(
+    hop: Hop,
+) -> None:
+    gate = Gate()
+    hop.scripts = [gate]
+    hop.stop_the_clock()
+    hop.lane.configure(configuration(concurrency=1, connect_timeout_s=30.0), 1)
+    [under_way] = submit(hop, 1, express=False)
+    await gate.held(1)
+    old, [client] = submit(hop, 2, express=False), submit(hop, 1)
+    for message in (under_way, *old, client):
+        message.started = hop.clock
+    hop.clock += 31
+    [young] = submit(hop, 1, express=False)
+    young.started = hop.clock
+    hop.lane.turn_away()
+    for answers in await all_done(old):
+        assert [(answer.stage, answer.code, answer.text) for answer in answers] == [
+            (Stage.CONNECT, 0, "no connection became free")
+        ]
+    for _ in range(3):
+        await gate.held(1)
+        gate.release()
+    assert [brief(answers) for answers in await all_done([under_way, client, young])] == [TAKEN] * 3
+
+
 # --- 421 ---------------------------------------------------------------------------------------------------------
 
 
