@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
 from relay.queue.bodies import Bodies
@@ -23,6 +24,7 @@ from relay.queue.boot import Clock
 from relay.queue.database import Log, checkpoint, code_of, connect, fault, truncate
 from relay.queue.layout import Layout, Tuning, WriteLock
 from relay.queue.operations import Circumstances, Operation, perform_group
+from relay.queue.quiet import quiet
 from relay.queue.statements import SQL
 from relay.queue.store import QueueError
 
@@ -295,11 +297,10 @@ class Writer:
         if connection is None:
             raise QueueError(f"{self._layout.database}: given up after a fault")
         unlink: list[str] = []
-        connection.execute("BEGIN IMMEDIATE")
-        perform_group(
-            Circumstances(connection, self.holder, self._clock(), self._lease_s, self._bodies, self._layout, unlink),
-            group,
-        )
+        at = Circumstances(connection, self.holder, self._clock(), self._lease_s, self._bodies, self._layout, unlink)
+        with quiet(self._loop) if len(group) > 1 else nullcontext():
+            connection.execute("BEGIN IMMEDIATE")
+            perform_group(at, group)
         connection.execute("COMMIT")
         if unlink:
             self._unlink(unlink)
