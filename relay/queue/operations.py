@@ -25,7 +25,10 @@ from relay.queue.store import Action, Deferral, Lease, QueueError
 T = TypeVar("T")
 
 _ROWS_A_STATEMENT: Final = 64
-"""Largest number of rows one INSERT names; with the powers of two below it seven statements a table are prepared."""
+"""Largest number of rows one INSERT names; above _EXACT_ROWS it takes powers of two, so few statements are prepared."""
+
+_EXACT_ROWS: Final = 16
+"""Groups are mostly this small: one INSERT a table, whatever their number."""
 
 SWEEP_FILES: Final = 1000
 """Orphans removed in one transaction, for nobody else writes meanwhile."""
@@ -344,7 +347,8 @@ def insert(at: Circumstances, rows: Sequence[NewRows]) -> None:
 def _insert(at: Circumstances, name: str, columns: int, rows: Sequence[Row]) -> None:
     position = 0
     while position < len(rows):
-        count = min(_ROWS_A_STATEMENT, 1 << (len(rows) - position).bit_length() - 1)
+        left = len(rows) - position
+        count = left if left <= _EXACT_ROWS else min(_ROWS_A_STATEMENT, 1 << left.bit_length() - 1)
         values = [value for row in rows[position : position + count] for value in row]
         at.connection.execute(_with_rows(name, columns, count), values)
         position += count

@@ -39,6 +39,9 @@ GROUP: Final = 256
 GROUP_OCTETS: Final = 4 * 1024 * 1024
 """Bodies in one transaction: with it the log stays within its length."""
 
+LINGER_S: Final = 0.0008
+"""Where several came together the last time, a group waits this long for more of them."""
+
 PATIENCE_S: Final = 0.02
 """How long settlements wait for a put to share its transaction: those that come alone would make every put wait for a
 sync of theirs. A process killed meanwhile leaves them in the journal."""
@@ -232,7 +235,11 @@ class Writer:
                 self._idle = True
                 self._condition.wait(PATIENCE_S)
             self._idle = False
-            return bool(self._waiting)
+            busy = len(self._group) > 1 and not self._closing
+            some = bool(self._waiting)
+        if busy and some:
+            time.sleep(LINGER_S)
+        return some
 
     def _work(self) -> None:
         """One transaction."""
