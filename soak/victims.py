@@ -24,8 +24,8 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from typing import Any, Final
 
@@ -108,18 +108,24 @@ class Executioner:
         self._struck.clear()
         points: list[str] = []
         while len(points) < count:
-            match self._mode:
-                case Mode.WORKER:
-                    points.append(await self._strike_worker(signal.SIGKILL))
-                case Mode.HUNG:
-                    points.append(await self._strike_worker(signal.SIGSTOP))
-                case Mode.LEASE:
-                    points += await self._stop_past_lease(min(STOPPED_AT_ONCE, count - len(points)))
-                case Mode.HUB:
-                    points.append(await self._strike_hub())
-                case Mode.SUPERVISOR | Mode.TREE:
-                    points.append(await self._strike_tree())
+            # On a busy machine the watchdog may have been there first: such a moment does not count.
+            with suppress(ProcessLookupError):
+                points += await self._strike(count - len(points))
         return points
+
+    async def _strike(self, count: int) -> list[str]:
+        """One moment, or up to ``count``. Raises ProcessLookupError when whoever was to be struck is gone."""
+        match self._mode:
+            case Mode.WORKER:
+                return [await self._strike_worker(signal.SIGKILL)]
+            case Mode.HUNG:
+                return [await self._strike_worker(signal.SIGSTOP)]
+            case Mode.LEASE:
+                return await self._stop_past_lease(min(STOPPED_AT_ONCE, count))
+            case Mode.HUB:
+                return [await self._strike_hub()]
+            case Mode.SUPERVISOR | Mode.TREE:
+                return [await self._strike_tree()]
 
     async def complete(self) -> None:
         """Wait until every place of the tree is filled with a process that runs."""
@@ -140,6 +146,21 @@ class Executioner:
         members = children_of(self._relay.supervisor)
         return next((pid for pid, name in members.items() if name == f"relay-{role}"), 0)
 
+    @contextmanager
+    def _held(self, pids: Iterable[int]) -> Iterator[Callable[[int, signal.Signals], None]]:
+        """A way to signal these members and nobody else: a number may be another process's by then.
+
+        Raises ProcessLookupError, as does the way itself, when one is gone.
+        """
+        with ExitStack() as opened:
+            held: dict[int, int] = {}
+            for pid in pids:
+                held[pid] = os.pidfd_open(pid)
+                opened.callback(os.close, held[pid])
+            if not held.keys() <= children_of(self._relay.supervisor).keys():
+                raise ProcessLookupError
+            yield lambda pid, number: signal.pidfd_send_signal(held[pid], number)
+
     def _choose(self, workers: dict[int, int], queue_id: str) -> int:
         """The slot to strike: mostly the one that has the message in hand."""
         fewest = min(self._struck[slot] for slot in workers)
@@ -152,23 +173,17 @@ class Executioner:
     # --- strikes -----------------------------------------------------------------------------------------------------
     async def _strike_worker(self, number: signal.Signals) -> str:
         """The next may come while the replacement is still starting."""
-        struck = False
-        point = ""
-        while not struck:
-            await until(lambda: len(self._running()) > 1, "second worker")
-            known = self._running()
+        await until(lambda: len(self._running()) > 1, "second worker")
+        known = self._running()
 
-            def strike(queue_id: str, known: dict[int, int] = known) -> None:
-                nonlocal struck
-                workers = _left_of(known)
-                if workers:  # else, on a busy machine, the watchdog was there before
-                    slot = self._choose(workers, queue_id)
-                    self._struck[slot] += 1
-                    os.kill(workers[slot], number)
-                    struck = True
+        def strike(queue_id: str) -> None:
+            workers = _left_of(known)
+            slot = self._choose(workers, queue_id)
+            send(workers[slot], number)
+            self._struck[slot] += 1
 
-            point = await self._moments.next(strike)
-        return point
+        with self._held(known.values()) as send:
+            return await self._moments.next(strike)
 
     def _running(self) -> dict[int, int]:
         return {slot: pid for slot, pid in self._workers().items() if not _is_stopped(pid)}
@@ -176,12 +191,8 @@ class Executioner:
     async def _strike_hub(self) -> str:
         await until(lambda: self._other("hub"), "hub")
         hub = self._other("hub")
-
-        def strike(_: str) -> None:
-            with suppress(ProcessLookupError):  # on a busy machine the watchdog may have been there first
-                os.kill(hub, signal.SIGKILL)
-
-        point = await self._moments.next(strike)
+        with self._held([hub]) as send:
+            point = await self._moments.next(lambda _: send(hub, signal.SIGKILL))
         await until(lambda: self._other("hub") not in {0, hub}, "new hub")
         return point
 
@@ -191,13 +202,14 @@ class Executioner:
         supervisor, children = relay.supervisor, list(children_of(relay.supervisor))
 
         def strike(_: str) -> None:
-            os.kill(supervisor, signal.SIGKILL)
+            os.kill(supervisor, signal.SIGKILL)  # our own child, not waited for yet: nobody else can have its pid
             if self._mode is Mode.TREE:
                 for pid in children:
                     with suppress(ProcessLookupError):  # nobody outlives the supervisor
-                        os.kill(pid, signal.SIGKILL)
+                        send(pid, signal.SIGKILL)
 
-        point = await self._moments.next(strike)
+        with self._held(children) as send:
+            point = await self._moments.next(strike)
         await asyncio.to_thread(relay.wait_for_exit)
         await until(lambda: not any(map(is_alive, children)), "end of the children without their supervisor")
         await asyncio.to_thread(relay.start, build=False)
@@ -210,25 +222,26 @@ class Executioner:
         """
         await self.complete()
         known = self._running()
-        stopped: dict[int, int] = {}
+        stopped: list[int] = []
 
         def strike(queue_id: str) -> None:
             workers = _left_of(known)
             slot = self._choose(workers, queue_id)
+            send(workers[slot], signal.SIGSTOP)
             self._struck[slot] += 1
-            stopped[slot] = workers[slot]
-            os.kill(workers[slot], signal.SIGSTOP)
+            stopped.append(slot)
 
-        try:
-            points: list[str] = [await self._moments.next(strike)]
-            with suppress(TimeoutError):
-                while len(points) < count:
-                    points.append(await self._moments.next(strike, STANDSTILL_S))
-            await asyncio.sleep(LEASE_S)  # not for luck: before this no lease can be over
-            await self._taken_over(set(stopped))
-        finally:
-            for pid in stopped.values():
-                os.kill(pid, signal.SIGCONT)
+        with self._held(known.values()) as send:
+            try:
+                points: list[str] = [await self._moments.next(strike)]
+                with suppress(TimeoutError):
+                    while len(points) < count:
+                        points.append(await self._moments.next(strike, STANDSTILL_S))
+                await asyncio.sleep(LEASE_S)  # not for luck: before this no lease can be over
+                await self._taken_over(set(stopped))
+            finally:
+                for slot in stopped:
+                    send(known[slot], signal.SIGCONT)
         return points
 
     async def _taken_over(self, slots: set[int]) -> None:
@@ -251,8 +264,14 @@ async def until(condition: Callable[[], object], what: str) -> None:
 
 
 def _left_of(workers: dict[int, int]) -> dict[int, int]:
-    """Those that still run, by four small reads: a look at all processes would take longer than any moment lasts."""
-    return {slot: pid for slot, pid in workers.items() if is_alive(pid) and not _is_stopped(pid)}
+    """Those that still run, by four small reads: a look at all processes would take longer than any moment lasts.
+
+    Raises ProcessLookupError when none does.
+    """
+    left = {slot: pid for slot, pid in workers.items() if is_alive(pid) and not _is_stopped(pid)}
+    if not left:
+        raise ProcessLookupError
+    return left
 
 
 def _is_stopped(pid: int) -> bool:
