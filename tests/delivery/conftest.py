@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from relay.cli.queue import app
 from tests.bed.next_hop import NextHop, Transaction
-from tests.bed.relay import RelayRunner
+from tests.bed.relay import RelayRunner, toml
 from tests.bed.waiting import wait_for
 from tests.bed.wire import letter
 
@@ -70,6 +70,24 @@ class Spot:
                 self.sender if sender is None else sender, recipients or [self.to()], message, parameters
             )
         return Sent(reply.code, reply.text, reply.text.split()[-1] if reply.code == 250 else "")
+
+    def taken(self, count: int = 1, tries: int | None = None) -> list[Transaction]:
+        """The messages the next hop took, which must be ``count``, and ``tries`` with those it did not take.
+
+        Waited for: it notes them behind its reply.
+        """
+        seen = wait_for(
+            lambda: (
+                (self.hop.accepted, len(self.hop.transactions))
+                if len(self.hop.accepted) >= count and len(self.hop.transactions) >= (tries or 0)
+                else ()
+            ),
+            lambda: f"{count} messages taken in {tries} tries, only {len(self.hop.accepted)}; {self.hop.story()}",
+        )
+        accepted, tried = seen
+        assert len(accepted) == count
+        assert tries in (None, tried)
+        return list(accepted)
 
     def reports(self, count: int = 1) -> list[Transaction]:
         """The reports that reached this spot's sender, once there are ``count``."""
@@ -126,6 +144,9 @@ class Bed:
         )
         self.relay.configure(config)
         self.relay.start(build=False)
+        # All that a look at the queue needs: reading dozens of routes for each would take longer than the look.
+        self._view = folder / "view.toml"
+        self._view.write_text(toml({"server": self.relay.config["server"], "listener": self.relay.config["listener"]}))
         self._next = 0
 
     def spot(self) -> Spot:
@@ -138,7 +159,7 @@ class Bed:
         """``relay queue list --json`` by queue id."""
         listed = CliRunner().invoke(
             app,
-            ["list", "--json", "--limit", "0", "--config", str(self.relay.config_file)],
+            ["list", "--json", "--limit", "0", "--config", str(self._view)],
             env={key: None for key in os.environ if key.startswith("DMZ_RELAY")},
         )
         assert listed.exit_code == 0, listed.output

@@ -164,7 +164,7 @@ def test_an_answer_that_blames_us_queues_the_mail_and_tells_the_operator(
     assert (recipient["last_code"], recipient["last_enhanced"]) == (case.code, case.enhanced)
     assert (recipient["last_host"], recipient["state"]) == (spot.name, "pending")
     assert not waiting["possible_duplicate"]
-    assert [after_trace(one.message) for one in spot.hop.accepted] == [letter()]
+    assert [after_trace(one.message) for one in spot.taken()] == [letter()]
     assert f"next_hop_mended next_hop={spot.name}" in story.alarms[-1]
     assert "status=sent" in story.results[-1]
 
@@ -238,7 +238,7 @@ def test_an_answer_for_now_costs_one_attempt_and_blames_nobody(
     first, second = story.results
     assert f"status=deferred ({case.expect or case.answer}" in first
     assert "status=sent" in second
-    assert [after_trace(one.message) for one in story.spot.hop.accepted] == [letter()]
+    assert [after_trace(one.message) for one in story.spot.taken()] == [letter()]
     assert story.alarms == []
     assert not story.spot.relay.grep(f"possible duplicate: {story.sent.id}")
 
@@ -318,7 +318,7 @@ def test_a_next_hop_is_asked_only_for_what_it_offers(spot: Spot, lacking: tuple[
     second = spot.send(spot.to("c"), message=message, parameters="BODY=8BITMIME")
     for sent, local in ((first, "a"), (second, "c")):
         spot.delivered(sent.id, spot.to(local))
-    assert sorted((one.recipients, after_trace(one.message)) for one in spot.hop.accepted) == [
+    assert sorted((one.recipients, after_trace(one.message)) for one in spot.taken(2)) == [
         ((spot.to("a"), spot.to("b")), message),
         ((spot.to("c"),), message),
     ]

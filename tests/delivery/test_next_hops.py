@@ -41,7 +41,7 @@ def test_mail_for_a_next_hop_that_is_down_is_queued_at_once_and_flows_when_it_is
     spot.hop.start()
     for one in sent:
         spot.delivered(one.id)
-    assert sorted(after_trace(one.message) for one in spot.hop.accepted) == [letter()] * 6
+    assert sorted(after_trace(one.message) for one in spot.taken(6)) == [letter()] * 6
     assert len(spot.relay.wait_for_log(rf"next_hop_up next_hop={spot.name}$")) == 1
     spot.metric("relay_next_hop_state", 1, state="up")
     assert len(spot.relay.grep(rf"next_hop_down next_hop={spot.name} ")) == 1
@@ -78,7 +78,7 @@ def test_clients_never_wait_for_a_next_hop_that_is_down_and_hangs(make_bed: Make
     spot.hop.behave()
     for one in sent:
         spot.delivered(one.id)
-    assert len(spot.hop.accepted) == len(sent)
+    spot.taken(len(sent))
 
 
 # --- how many connections ----------------------------------------------------------------------------------------
@@ -132,7 +132,8 @@ def test_two_workers_together_keep_the_limit_of_connections(narrow: Callable[[st
     back.hop.wait_for_accepted(20)
     wait_for(lambda: not bed.queue(), lambda: f"an empty queue; {bed.queue()}")
     assert back.hop.most_at_once <= 4
-    assert (len(busy.hop.accepted), len(back.hop.accepted)) == (50, 20)
+    busy.taken(50)
+    back.taken(20)
 
 
 def test_messages_of_all_clients_share_a_connection_that_ends_with_quit(make_bed: MakeBed, way: str) -> None:
@@ -143,7 +144,7 @@ def test_messages_of_all_clients_share_a_connection_that_ends_with_quit(make_bed
         idle.wait_for_result(sent.id, "sent")
     idle.hop.wait_until(lambda hop: hop.said("QUIT"), "QUIT after being idle")
     assert idle.hop.sessions == 1 or len(idle.hop.said("QUIT")) == idle.hop.sessions
-    assert len(idle.hop.accepted) == 10
+    idle.taken(10)
     bed.relay.configure({"delivery": {"idle_s": 300.0, "reuse_s": 1.0}})
     assert bed.relay.command("reload").returncode == 0
     bed.relay.wait_for_log("reloaded")
@@ -173,7 +174,7 @@ def test_a_next_hop_that_takes_few_connections_gets_all_mail_over_these(bed: Bed
     assert [one.code for one in sent] == [250] * 6
     spot.hop.wait_for_accepted(8)
     wait_for(lambda: not bed.queue(), lambda: f"an empty queue; {bed.queue()}")
-    assert len(spot.hop.accepted) == 8
+    spot.taken(8)
     assert not spot.relay.grep(rf"relay={spot.name}, .*status=deferred")
     assert not spot.relay.grep(rf"next_hop_down next_hop={spot.name} ")
 
@@ -226,7 +227,7 @@ def test_tls_is_used_where_it_works_and_mail_goes_on_without_where_it_does_not(
     for one in sent:
         spot.delivered(one.id)
         assert not spot.relay.grep(f"{one.id}: .*status=deferred")
-    assert [one.tls for one in spot.hop.accepted] == [not actions] * 2
+    assert [one.tls for one in spot.taken(2)] == [not actions] * 2
     alarms = spot.relay.grep(rf"error: next_hop_tls_failed next_hop={spot.name} ")
     assert len(alarms) == bool(actions)
 
@@ -258,5 +259,5 @@ def test_verified_tls_keeps_mail_back_until_the_certificate_is_good(
     rule.left = 0
     for spot, one in zip(spots, sent, strict=True):
         spot.delivered(one.id)
-        assert [taken.tls for taken in spot.hop.accepted] == [True]
+        assert [taken.tls for taken in spot.taken()] == [True]
     assert clear.send().delivered if way == "express" else clear.send().queued

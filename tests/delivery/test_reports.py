@@ -159,7 +159,7 @@ def test_what_expires_is_reported_with_its_last_answer(make_bed: MakeBed) -> Non
         assert returned.get_content_type() == "message/rfc822"
         assert len(spot.relay.wait_for_log(rf"to=<{spot.to(name)}>.*status=expired")) == 1
         assert spot.relay.grep(rf"to=<{spot.to(name)}>.*status=deferred")
-    assert [one.recipients for one in mixed.hop.accepted] == [(mixed.to("quick"),)]
+    assert [one.recipients for one in mixed.taken()] == [(mixed.to("quick"),)]
     wait_for(lambda: not bed.queue(), lambda: f"an empty queue; {bed.queue()}")
 
 
@@ -171,7 +171,7 @@ def test_with_soft_bounce_a_refusal_of_the_next_hop_is_tried_again(make_bed: Mak
     assert sent.queued
     spot.delivered(sent.id)
     assert len(spot.relay.grep(rf"{sent.id}: to=.*status=deferred \(550 5\.1\.1 User unknown\)")) == 2
-    assert [after_trace(one.message) for one in spot.hop.accepted] == [letter()]
+    assert [after_trace(one.message) for one in spot.taken()] == [letter()]
     assert bed.outside.transactions == []
 
 
