@@ -25,6 +25,7 @@ DAY_S: Final = 86400.0
 EXPIRES_SOON_S: Final = 21 * DAY_S  # renewal runs 30 days ahead by custom: at 21 it has failed for a week
 SNAPSHOT_OLD_S: Final = 2 * DAY_S  # the directory is read daily at least
 EXCHANGE_CONNECTIONS: Final = 20  # MaxInboundConnectionPerSource of a receive connector
+FEWEST_RECIPIENTS: Final = 100  # RFC 5321 section 4.5.3.1.8
 PRIVILEGED_PORTS: Final = 1024
 WIDE_NETWORK: Final = {4: 16, 6: 48}  # shorter prefixes than these are seldom one organisation's own servers
 
@@ -214,6 +215,9 @@ def _routes(config: Config) -> Iterator[Finding]:
 
 
 def _rules(config: Config) -> Iterator[Finding]:
+    if config.limits.recipients < FEWEST_RECIPIENTS:
+        what = f"limits.recipients: senders expect {FEWEST_RECIPIENTS} at least (RFC 5321 section 4.5.3.1.8)"
+        yield Finding(Grade.WARNING, "rules", what, f"write limits.recipients = {FEWEST_RECIPIENTS} or more")
     if config.server.soft_bounce:
         hint = "write server.soft_bounce = false when the change-over is done"
         yield Finding(

@@ -277,7 +277,7 @@ class Limits(Section):
     """Largest message; announced by SIZE (RFC 1870)."""
     header_octets: Annotated[int, Field(ge=1024, le=4 * MEGABYTE)] = 256 * 1024
     """Largest message header; Exchange's own limit is 256 KB."""
-    recipients: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    recipients: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Recipients of one message; RFC 5321 section 4.5.3.1.8 asks for at least 100."""
     errors: Annotated[int, Field(ge=0, le=MANY)] = 20
     """Refused commands before a session ends with 421; 0 switches the budget off."""

@@ -71,7 +71,7 @@ async def connect(lane: Lane, context: ssl.SSLContext | None, *, required: bool)
     except (aiosmtplib.SMTPException, OSError, TimeoutError, ssl.SSLError) as error:
         client.close()
         raise _failed(stage)(Answer(stage, 0, "", _words(error))) from error
-    except ConnectFailed:
+    except BaseException:  # what was decided here, cancelled, or unforeseen: the socket must not stay behind
         client.close()
         raise
     return _take_over(lane, client)
