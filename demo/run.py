@@ -35,13 +35,28 @@ def main() -> int:
         with ExitStack() as ends:
             return _play(plan, ends)
     except (stage.Trouble, tour.Unexpected, OSError) as error:
+        if _follows_interrupt(error):
+            return _stopped()
         telling.say()
         telling.bad(f"The demo failed: {error}{evidence}")
         return 1
     except KeyboardInterrupt:
-        telling.say()
-        telling.say("Stopped before the end of the tour.")
-        return 130
+        return _stopped()
+
+
+def _stopped() -> int:
+    telling.say()
+    telling.say("Stopped before the end of the tour.")
+    return 130
+
+
+def _follows_interrupt(error: BaseException | None) -> bool:
+    """True when Ctrl-C came first: leaving a broken SMTP dialogue fails in ways of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def _play(plan: stage.Plan, ends: ExitStack) -> int:
