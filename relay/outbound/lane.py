@@ -175,8 +175,9 @@ class Lane:
             except TlsFailed as error:
                 if self._tls_required:
                     raise
+                if self.now() >= self._plain_until:  # connections opened at the same time fail together: one alarm
+                    self.log.alarm("next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
                 self._plain_until = self.now() + PLAIN_AFTER_TLS_FAILURE_S
-                self.log.alarm("next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
                 return await connect(self, None, required=False)
         except ConnectFailed as error:
             return error.answer
