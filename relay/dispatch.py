@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from relay.config.schema import Config
 from relay.mail import reply
-from relay.mail.address import Mailbox, domain_of
+from relay.mail.address import Mailbox
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
@@ -36,7 +36,7 @@ from relay.outbound.lanes import Lanes
 from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served
 from relay.outbound.runner import Delivery, Runner
 from relay.policy.outcome import client_reply
-from relay.policy.route import Route
+from relay.policy.route import Action, Route
 from relay.queue.store import Deferral, Lease, NewMessage, QueueError, QueueFull, Settlement, Store
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics
@@ -234,6 +234,9 @@ class Dispatch:
         """Take a message whose final dot was read; ``content`` is ours from now on. ``answer`` may be called at once."""
         if self._express and not self._draining:
             route = self._common_route(envelope.recipients)
+            if route is not None and not route.static:
+                self._accept_elsewhere(route, envelope, content, answer)
+                return
             if route is not None:
                 lanes = self.lanes.candidates(route)
                 if lanes[0].has_room():
@@ -247,10 +250,19 @@ class Dispatch:
             return
         self.queue(envelope, content, answer, "draining" if self._draining else "durable")
 
+    def _accept_elsewhere(self, route: Route, envelope: Envelope, content: Content, answer: Answerer) -> None:
+        """A route that is not just hosts."""
+        if route.action is Action.DISCARD:
+            self.results.discarded(envelope.id, envelope.recipients, route, time.time(), "express")
+            content.close()
+            answer(reply.OK_DELIVERED, envelope.id)
+            return
+        self.queue(envelope, content, answer, "route")
+
     def _common_route(self, recipients: Sequence[Mailbox]) -> Route | None:
-        route = self.lanes.of(domain_of(recipients[0]))
+        route = self.lanes.of(recipients[0])
         for mailbox in recipients[1:]:
-            if self.lanes.of(domain_of(mailbox)) is not route:
+            if self.lanes.of(mailbox) is not route:
                 return None
         return route
 
@@ -298,8 +310,8 @@ class Dispatch:
         """A message as it came in, nobody served yet."""
         due = boot_clock()
         if not leased:
-            route = self.lanes.of(domain_of(envelope.recipients[0]))
-            if route is not None:
+            route = self.lanes.of(envelope.recipients[0])
+            if route is not None and route.static:
                 lane = self.lanes.candidates(route)[0]
                 if not lane.up:
                     due += max(0.0, lane.retry_at - lane.now())

@@ -15,8 +15,9 @@ from enum import StrEnum
 from typing import Final
 
 from relay.cli.certificate import CertificateFault, covers, examine
+from relay.config.destination import Host, parse_next_hop
 from relay.config.origin import Problem
-from relay.config.schema import Config, Mode, Role, split_address, split_next_hop
+from relay.config.schema import Config, Mode, Role, split_address
 from relay.directory.key import read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import Snapshot
@@ -199,7 +200,9 @@ def _routes(config: Config) -> Iterator[Finding]:
         name = ", ".join("all others" if domain == "*" else domain for domain in route.domains[:3])
         yield Finding(Grade.OK, "routes", f"{name} to {', then '.join(route.next_hops)}")
         for hop in route.next_hops:
-            if split_next_hop(hop) in own:
+            target = parse_next_hop(hop)
+            hosts = [one for one in target if isinstance(one, Host)] if isinstance(target, tuple) else []
+            if any((host.host, host.port) in own for host in hosts):
                 hint = "name the server behind the relay"
                 yield Finding(Grade.ERROR, "routes", f"{hop} is this relay: mail would go round in circles", hint)
     if not any("*" in route.domains for route in config.route):

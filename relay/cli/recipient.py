@@ -22,7 +22,7 @@ from relay.cli.options import DEFAULT_CONFIG, CommandFailed, ConfigOption, JsonO
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.inbound.transaction import Rules, Transaction
-from relay.mail.address import domain_of, is_relay_form
+from relay.mail.address import Mailbox, is_relay_form
 from relay.mail.reply import BAD_RECIPIENT, BAD_SENDER, OK_RCPT, SENDER_RESTRICTED, Kind
 from relay.policy.route import RouteTable
 
@@ -70,10 +70,10 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
             for s in verdict.shadow
             if s.kind is not None
         ),
-        facts={"next hops": _next_hops(config, domain_of(mailbox)), **snapshot_facts(directory, mailbox)},
+        facts={"next hops": _next_hops(config, mailbox), **snapshot_facts(directory, mailbox)},
     )
 
 
-def _next_hops(config: Config, domain: str) -> str:
-    route = RouteTable(config).find(domain)
-    return ", ".join(hop.name for hop in route.next_hops) if route else "none: no route for this domain"
+def _next_hops(config: Config, mailbox: Mailbox) -> str:
+    route = RouteTable(config).find(mailbox)
+    return route.described if route else "none: no route for this domain"

@@ -13,7 +13,8 @@ from typing import Final, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from relay.config.schema import Config, Invalid, Section
+from relay.config.invalid import Invalid
+from relay.config.schema import Config, Section
 from relay.config.whole import KeyPath
 
 SHOWN: Final = 60  # characters of a wrong value in a message: enough to know it again

@@ -1,6 +1,6 @@
 """Owns: the way from a file and the environment to a ``Config``, or to the list of everything that is wrong with them.
 
-It reads the one file it is given and nothing else; whether the files and users named in it exist is for
+It reads the one file it is given and the transport table named there, nothing else; whether the files and users named in it exist is for
 ``config.files``. Environment variables override single keys: ``DMZ_RELAY__LIMITS__SESSIONS=500`` is ``sessions`` in
 ``[limits]``, ``DMZ_RELAY__ROUTE='[{domains = ["*"], next_hops = ["smtp:[192.0.2.7]"]}]'`` all ``[[route]]`` tables.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import datetime as dt
+import os.path
 import re
 import tomllib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from relay.config.explain import explain, section_of
 from relay.config.origin import ConfigErrors, Origin, Problem
 from relay.config.schema import Config, Section
-from relay.config.whole import KeyPath, WholeError, faults
+from relay.config.whole import UNREAD, KeyPath, WholeError, faults
 
 PREFIX: Final = "DMZ_RELAY__"
 FILE_OCTETS: Final = 200 * 1024  # some 5,000 domains; as JSON it still fits the packet that children get (control)
@@ -51,14 +52,46 @@ def read(path: Path, environ: Mapping[str, str]) -> Loaded:
     tables = _parse(path, text)
     variables: dict[KeyPath, str] = {}
     problems = _override(tables, environ, variables)
+    folder = path.absolute().parent
     origin = Origin(path, text, variables)
+    problems += _fold_transport(tables, path.parent, FILE_OCTETS - len(text), origin)
     try:
-        config = Config.model_validate(tables, context={"folder": path.absolute().parent})
+        config = Config.model_validate(tables, context={"folder": folder})
     except ValidationError as error:
         raise ConfigErrors(problems + _problems(error, tables, origin)) from None
     if problems:
         raise ConfigErrors(problems)
     return Loaded(config, origin)
+
+
+def _fold_transport(tables: Tables, folder: Path, room: int, origin: Origin) -> list[Problem]:
+    """Put the transport table's text beside its name: processes get one configuration, whatever happens to the file."""
+    routing = tables.get("routing")
+    name = routing.get("transport") if isinstance(routing, dict) else None
+    if not isinstance(routing, dict) or not isinstance(name, str) or not name:
+        return []  # the schema says what is wrong
+    at: KeyPath = ("routing", "transport")
+    given = routing.pop("table", "")
+    routing["table"] = UNREAD
+    path = Path(os.path.normpath(folder / name))
+    if given:
+        return [origin.problem(at, "there is a table in [routing] as well", "remove one of the two")]
+    try:
+        with path.open("rb") as file:
+            octets = file.read(max(0, room) + 1)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        return [origin.problem(at, f"{path} cannot be read: {why}", "write the path of the transport table")]
+    if len(octets) > room:
+        what = f"{path} is too large"
+        return [origin.problem(at, what, f"the table and this file may have {FILE_OCTETS} octets together")]
+    try:
+        routing["table"] = octets.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        return [Problem(str(path), line, "", "is not UTF-8 text", "save the file with the encoding UTF-8")]
+    origin.transport = path
+    return []
 
 
 def _text(path: Path) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from relay.config.lines import key_lines
-from relay.config.whole import Fault, KeyPath
+from relay.config.whole import TABLE, Fault, KeyPath
 
 
 def dotted(at: KeyPath) -> str:
@@ -44,9 +44,10 @@ class ConfigErrors(Exception):
 
 
 class Origin:
-    """A file's text and the environment variables that override it."""
+    """A file's text, the environment variables that override it, and the file of the transport table, if it has one."""
 
-    def __init__(self, file: Path, text: str, variables: Mapping[KeyPath, str]) -> None:
+    def __init__(self, file: Path, text: str, variables: Mapping[KeyPath, str], transport: Path | None = None) -> None:
+        self.transport = transport
         self._file = str(file)
         self._text = text
         self._variables = variables
@@ -68,10 +69,20 @@ class Origin:
 
     def problem(self, at: KeyPath, what: str, hint: str) -> Problem:
         """The problem, at its own place or that of the nearest table around it."""
+        if self.transport is not None and _in_table(at):
+            return Problem(str(self.transport), int(at[2]), "", what, hint)
         for variable, name in self._variables.items():
             if at[: len(variable)] == variable or (variable[: len(at)] == at and at not in self._lines):
                 return Problem(name, 0, dotted(at), what, hint)
         place = at
         while place and place not in self._lines:
             place = place[:-1]
-        return Problem(self._file, self._lines.get(place, 0), dotted(at), what, hint)
+        line = self._lines.get(place, 0)
+        if line and place == TABLE and _in_table(at):
+            opened = self._text.splitlines()[line - 1].rstrip().endswith(('"""', "'''"))
+            line, at = line + int(at[2]) - (0 if opened else 1), TABLE  # TOML drops the line end behind the quotes
+        return Problem(self._file, line, dotted(at), what, hint)
+
+
+def _in_table(at: KeyPath) -> bool:
+    return at[:2] == TABLE and len(at) == 3

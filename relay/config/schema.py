@@ -16,6 +16,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
+from relay.config.destination import HOSTS, Exchangers, parse_next_hop
+from relay.config.invalid import Invalid
+from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
 from relay.mail.address import is_domain
 
@@ -28,15 +31,6 @@ LARGEST_MESSAGE: Final = 2**31 - 1  # Exchange takes no more; also what fits eve
 LISTENERS: Final = 64  # each is a socket and a metrics label
 TABLES: Final = 10_000  # [[domain]] and [[route]] tables, and names in each
 REFUSAL_OCTETS: Final = 200  # operator text in a reply; the whole reply line has 512 (RFC 5321 §4.5.3.1.5)
-
-
-class Invalid(ValueError):
-    """A value that cannot stay: ``what`` is wrong with it, and the ``hint`` what to write instead."""
-
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(f"{what}; {hint}")
-        self.what = what
-        self.hint = hint
 
 
 class Section(BaseModel):
@@ -104,28 +98,19 @@ def _socket_address(value: str) -> str:
     return value
 
 
-_NEXT_HOP: Final = re.compile(r"smtp:\[(?P<host>[^\[\]]+)\](?::(?P<port>[0-9]{1,5}))?")
-_NEXT_HOP_HINT: Final = "write smtp:[exchange.example.com]:25"
-
-
-def split_next_hop(text: str) -> tuple[str, int]:
-    """``smtp:[host]:port`` as (host, port), port 25 by default; raises Invalid."""
-    found = _NEXT_HOP.fullmatch(text)
-    if found is None:
-        raise Invalid(f'"{text}" is not a next hop', _NEXT_HOP_HINT)
-    host = found["host"]
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        # Digits and dots alone are a mistyped address; as a name it would be asked of the DNS for ever.
-        if not is_domain(host) or not re.search(r"[A-Za-z]", host):
-            raise Invalid(f'"{host}" is neither a host name nor an IP address', _NEXT_HOP_HINT) from None
-    return host, _port(found["port"] or "25")
-
-
 def _next_hop(value: str) -> str:
-    split_next_hop(value)
+    target = parse_next_hop(value)
+    if isinstance(target, tuple) and any(isinstance(one, Exchangers) for one in target):
+        raise Invalid(f'"{value}" asks for mail exchangers, which is not there yet', "write smtp:[host]")
+    if isinstance(target, tuple) and len(target) > 1:
+        raise Invalid(f'"{value}" names several next hops', "write each as an item of the list")
     return value
+
+
+def _next_hops(values: list[str]) -> list[str]:
+    if len(values) > 1 and any(not isinstance(parse_next_hop(value), tuple) for value in values):
+        raise Invalid("error:, retry: and discard: stand alone", "leave one of them, or the next hops")
+    return values
 
 
 def _host_name(value: str) -> str:
@@ -137,14 +122,6 @@ def _host_name(value: str) -> str:
 def _domain(value: str) -> str:
     if not is_domain(value):
         raise Invalid(f'"{value}" is not a domain name', "write what stands behind the @, e.g. example.com")
-    return value.lower()
-
-
-def _route_domain(value: str) -> str:
-    if value != "*" and not is_domain(value):
-        raise Invalid(
-            f'"{value}" is neither a domain name nor *', "write a domain, e.g. example.com, or * for all others"
-        )
     return value.lower()
 
 
@@ -307,14 +284,28 @@ class Route(Section):
     """Where mail for some domains goes. ``domains = ["*"]`` is the default route."""
 
     domains: Annotated[
-        list[Annotated[str, AfterValidator(_route_domain)]], Field(min_length=1, max_length=TABLES, examples=[["*"]])
+        list[Annotated[str, AfterValidator(parse_pattern)]], Field(min_length=1, max_length=TABLES, examples=[["*"]])
     ]
-    """Recipient domains, or "*" for every other domain (needed for reports to senders outside)."""
+    """Recipient domains; .example.com for what is below it, user@example.com for one address; "*" for all others (needed
+    for reports to senders outside). The most specific one decides."""
     next_hops: Annotated[
         list[Annotated[str, AfterValidator(_next_hop)]],
-        Field(min_length=1, max_length=16, examples=[["smtp:[exchange.example.com]:25"]]),
+        Field(min_length=1, max_length=HOSTS, examples=[["smtp:[exchange.example.com]:25"]]),
+        AfterValidator(_next_hops),
     ]
-    """In order of preference: smtp:[host]:port. The next is used while one is down."""
+    """In order of preference: smtp:[host]:port or lmtp:[host]:port, the next one is used while one is down;
+    or alone: error:, retry: or discard: with a text."""
+    weights: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(max_length=HOSTS)] = []
+    """One number for each next hop: its share of the mail. 0: only while those with a share are down. Empty: by order."""
+
+
+class Routing(Section):
+    """The transport table: routes in Postfix's syntax, beside those of [[route]]."""
+
+    transport: FilePath | None = None
+    """File in the syntax of Postfix's transport(5); read at the start and by relay reload."""
+    table: Annotated[str, Field(strict=True)] = ""
+    """The same, written here between triple quotes."""
 
 
 class Delivery(Section):
@@ -446,6 +437,7 @@ class Config(Section):
     listener: Annotated[list[Listener], Field(min_length=1, max_length=LISTENERS)]
     domain: Annotated[list[Domain], Field(max_length=TABLES)] = []
     route: Annotated[list[Route], Field(max_length=TABLES)] = []
+    routing: Routing = Routing()
     delivery: Delivery = Delivery()
     queue: Queue = Queue()
     directory: Directory = Directory()

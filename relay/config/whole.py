@@ -10,9 +10,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from relay.config.destination import Exchangers
+from relay.config.transport import DEFAULT, parse_table, search_order
+
 KeyPath = tuple[str | int, ...]
 """Where a value stands: table and key names, and indexes of lists, from the top of the file."""
 
+TABLE: Final[KeyPath] = ("routing", "table")
+"""The transport table; a line's number behind it is a place in it."""
+UNREAD: Final = "* retry:unread"
+"""Stands for a transport table that cannot be read, so that no domain is said to be without a route besides."""
 EVERY: Final = -1
 """In a pattern for ``_each``: all items of a list."""
 
@@ -44,10 +51,12 @@ def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> lis
         ),
         *_twice(tables, ("domain", EVERY, "names", EVERY), "{} is listed twice", "remove one of the two"),
         *_twice(tables, ("route", EVERY, "domains", EVERY), "{} has a route above already", "remove one of the two"),
+        *_transport(tables),
+        *_weights(tables),
         *_occupied(tables),
         *_times(tables),
     ]
-    if "route" not in broken:
+    if not broken & {"route", "routing"}:
         found += _unrouted(tables)
     if not broken & {"tls", "listener"}:
         found += _tls(tables)
@@ -92,11 +101,48 @@ def _occupied(tables: Mapping[str, object]) -> Iterator[Fault]:
         others.add(host)
 
 
+def _transport(tables: Mapping[str, object]) -> Iterator[Fault]:
+    """The lines of the transport table, each for itself and against ``[[route]]``."""
+    written = _patterns(tables)
+    for _, text in _each(tables, TABLE):
+        lines, wrong = parse_table(text) if isinstance(text, str) else ([], [])
+        for fault in wrong:
+            yield Fault((*TABLE, fault.number), fault.what, fault.hint)
+        for line in [] if text == UNREAD else lines:
+            at = (*TABLE, line.number)
+            if line.target is None and written.isdisjoint(search_order(line.pattern)):
+                what = f'"{line.pattern}" is left to [[route]], and no such table fits it'
+                yield Fault(at, what, "write smtp: for the mail exchangers of the domain")
+            elif isinstance(line.target, tuple) and any(isinstance(one, Exchangers) for one in line.target):
+                yield Fault(at, "mail exchangers are not looked up yet", "write smtp:[host]")
+            elif line.target is not None and line.pattern in written:
+                yield Fault(at, f'"{line.pattern}" has a [[route]] table as well', "remove one of the two")
+
+
+def _patterns(tables: Mapping[str, object]) -> set[str]:
+    return {text.lower() for _, text in _texts(tables, "route", EVERY, "domains", EVERY)}
+
+
+def _weights(tables: Mapping[str, object]) -> Iterator[Fault]:
+    for at, route in _each(tables, ("route", EVERY)):
+        weights = route.get("weights") if isinstance(route, Mapping) else None
+        hops = route.get("next_hops") if isinstance(route, Mapping) else None
+        if not (isinstance(weights, list) and weights and isinstance(hops, list)):
+            continue
+        if len(weights) != len(hops):
+            what = f"{len(weights)} weights for {len(hops)} next hops"
+            yield Fault((*at, "weights"), what, "write one for each next hop, in the same order")
+        elif not any(weights):
+            yield Fault((*at, "weights"), "no next hop has a share", "write 1 or more for one of them")
+
+
 def _unrouted(tables: Mapping[str, object]) -> Iterator[Fault]:
-    routed = {text.lower() for _, text in _texts(tables, "route", EVERY, "domains", EVERY)}
-    if "*" not in routed:
+    routed = _patterns(tables)
+    for _, text in _each(tables, TABLE):
+        routed |= {line.pattern for line in parse_table(text)[0]} if isinstance(text, str) else set()
+    if DEFAULT not in routed:
         for at, text in _texts(tables, "domain", EVERY, "names", EVERY):
-            if text.lower() not in routed:
+            if routed.isdisjoint(search_order(text.lower())):
                 yield Fault(at, f'"{text}" has no route', f'add a [[route]] table with domains = ["{text}"]')
 
 

@@ -16,6 +16,7 @@ from relay.policy import recipient, sender
 from relay.policy.client import ClientRules
 from relay.policy.content import HeaderRules
 from relay.policy.recipient import RecipientFacts, RecipientRules
+from relay.policy.route import RouteTable, refusal
 from relay.policy.sender import SenderRules
 from relay.policy.verdict import Verdict
 
@@ -33,12 +34,15 @@ class Rules:
     recipients: int
     postmaster: Mailbox | None
     """Where mail to ``postmaster`` without a domain goes: postmaster at the first own domain."""
+    routes: RouteTable | None
+    """Asked only when some route refuses mail."""
 
     @classmethod
     def of(cls, config: Config) -> Rules:
         """Compile the configuration."""
         domains = RecipientRules.of(config)
         first = next(iter(domains.domains), None)
+        routes = RouteTable(config)
         return cls(
             ClientRules(config.trusted),
             SenderRules.of(config.senders),
@@ -46,6 +50,7 @@ class Rules:
             HeaderRules(config),
             config.limits.recipients,
             Mailbox(f"postmaster@{first}") if first else None,
+            routes if routes.refuses else None,
         )
 
 
@@ -93,9 +98,11 @@ class Transaction:
         if verified_by == "directory":
             snapshot = self._directory.snapshot
             known = None if snapshot is None else bool(snapshot.lookup(mailbox) & KNOWN)
+        routes = self._rules.routes
         facts = RecipientFacts(
-            verified_by, known, relay_form, self.trusted, not known and local.lower() == "postmaster"
-        )
+            verified_by, known, relay_form, self.trusted, not known and local.lower() == "postmaster",
+            None if routes is None else refusal(routes.find(mailbox)),
+        )  # fmt: skip
         verdict = recipient.decide(facts, rules)
         if restricted is not None and restricted.shadow and verdict.kind is None:
             return Verdict(None, verdict.rule, shadow=(*restricted.shadow, *verdict.shadow))

@@ -9,6 +9,8 @@ from enum import StrEnum
 class Stage(StrEnum):
     """The step of an outgoing session that brought the answer."""
 
+    ROUTE = "route"
+    """No session: the relay's own routes or the DNS decided."""
     CONNECT = "connect"
     BANNER = "banner"
     EHLO = "ehlo"

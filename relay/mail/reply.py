@@ -147,6 +147,12 @@ HEADER_TOO_BIG: Final = Kind(552, "5.3.4", "Message header exceeds the size limi
 BARE_NEWLINE_DATA: Final = Kind(554, "5.6.0", "Bare CR or LF in the message", "bare_newline_data")
 TOO_MANY_HOPS: Final = Kind(554, "5.4.6", "Too many hops", "too_many_hops")
 
+
+def route_refused(status: str) -> Kind:
+    """What ``error:`` in a route says of a recipient, with the enhanced code written there."""
+    return Kind(550, status, "<{mailbox}>: Recipient address rejected: {text}", "route")
+
+
 # --- our own troubles ------------------------------------------------------------------------------------------
 INTERNAL: Final = Kind(451, "4.3.0", "Local error, try again later", "internal")
 QUEUE_FAILED: Final = Kind(451, "4.3.0", "Message could not be stored, try again later", "queue_failed")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 from relay.config.schema import Config
+from relay.mail.address import Mailbox
 from relay.outbound.lane import Lane
-from relay.policy.route import NextHop, Route, RouteTable
+from relay.policy.route import NextHop, Route, RouteTable, shared_out
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics, NextHopState
 
@@ -38,15 +41,18 @@ class Lanes:
         for hop in [h for h, lane in self._lanes.items() if h not in named and not lane.busy]:
             self._lanes.pop(hop).close()
 
-    def of(self, domain: str) -> Route | None:
-        """The route of a recipient domain."""
-        return self.routes.find(domain)
+    def of(self, mailbox: Mailbox) -> Route | None:
+        """The route of a recipient."""
+        return self.routes.find(mailbox)
 
     def candidates(self, route: Route) -> list[Lane]:
         """The route's lanes: first those that are up, then those to be probed; each group in order of preference."""
         lanes = [self._lanes[hop] for hop in route.next_hops]
         if len(lanes) == 1:
             return lanes
+        if route.weights:
+            lanes = [lanes[number] for number in shared_out(route.weights, [random.random() for _ in lanes])]
+            lanes.sort(key=lambda lane: not lane.has_room())  # a busy one's share goes to the others, not to the disk
         return sorted(lanes, key=lambda lane: 0 if lane.up else 1 if lane.worth_trying else 2)
 
     def sweep(self) -> None:

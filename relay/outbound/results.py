@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from relay.config.schema import Config
 from relay.mail.address import NULL_SENDER, Mailbox
@@ -21,6 +22,7 @@ from relay.mail.trace import date
 from relay.outbound.lane import Lane
 from relay.policy.outcome import Outcome, advice, classify
 from relay.policy.retry import next_attempt
+from relay.policy.route import Route
 from relay.queue.store import Deferral, NewMessage
 from relay.telemetry.maillog import MailLog, Status, Via
 from relay.telemetry.metrics import Metrics
@@ -30,6 +32,10 @@ from relay.telemetry.metrics import Outcome as Outcomes
 def boot_clock() -> float:
     """Seconds on the clock that never jumps and counts suspension: due times and leases are on it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+NO_HOP: Final = "none"
+"""Metrics label of what no next hop was asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,21 @@ class Results:
         if lane.misconfigured:
             self._mended(lane)
 
+    def discarded(
+        self,
+        queue_id: QueueId,
+        recipients: Sequence[Mailbox],
+        route: Route,
+        created: float,
+        via: Via,
+        attempts: int = 1,
+    ) -> None:
+        """Log and count recipients whose route throws mail away."""
+        delay = time.time() - created
+        for mailbox in recipients:
+            self._metrics.delivery(NO_HOP, "discarded")
+            self._log.result(queue_id, mailbox, "discard", "sent", 0, "2.0.0", route.text, delay, via, attempts)
+
     def _mended(self, lane: Lane) -> None:
         self._log.alarm("next_hop_mended", next_hop=lane.name)
         lane.misconfigured = ""
@@ -132,8 +153,7 @@ class Results:
                         status = "expired"
                     else:
                         deferred.append(self._deferral(one, answer, lane, now, dice))
-            if host:
-                self._metrics.delivery(host, counted)
+            self._metrics.delivery(host or NO_HOP, counted)
             self._log.result(
                 envelope.id, one.mailbox, host, status, answer.code, answer.enhanced, answer.text, delay, via,
                 one.attempts + 1,

@@ -22,7 +22,7 @@ from relay.outbound.lane import Lane
 from relay.outbound.lanes import Lanes
 from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served
 from relay.policy.outcome import Outcome, classify
-from relay.policy.route import Route
+from relay.policy.route import Action, Route
 from relay.queue.store import Claimed, Lease, QueueError, Settlement, Store
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics
@@ -264,10 +264,10 @@ class Runner:
             self._octets += delivery.content.size
         groups: dict[Route | None, list[Tried]] = {}
         if len(tried) == 1:
-            groups[self._lanes.of(domain_of(tried[0].mailbox))] = [tried[0]]
+            groups[self._lanes.of(tried[0].mailbox)] = [tried[0]]
         else:
             for one in tried:
-                groups.setdefault(self._lanes.of(domain_of(one.mailbox)), []).append(one)
+                groups.setdefault(self._lanes.of(one.mailbox), []).append(one)
         delivery.pending = len(groups)
         if len(groups) > 1:
             delivery.turn = asyncio.Lock()
@@ -275,11 +275,30 @@ class Runner:
             if route is None:
                 self._finish_unsent(delivery, members, _no_route(members[0].mailbox), None)
                 continue
+            if route.action is not Action.DELIVER:
+                self._decided(delivery, members, route)
+                continue
             lanes = self._lanes.candidates(route)
             if not lanes[0].worth_trying:
                 self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0])
                 continue
             QueueAttempt(self, delivery, members, lanes).start()
+
+    def _decided(self, delivery: Delivery, tried: Sequence[Tried], route: Route) -> None:
+        """The route says what becomes of these, no next hop is asked."""
+        if route.action is not Action.DISCARD:
+            self._finish_unsent(delivery, tried, route.answer, None)
+            return
+        self._results.discarded(
+            delivery.envelope.id,
+            [one.mailbox for one in tried],
+            route,
+            delivery.created,
+            "queue",
+            tried[0].attempts + 1,
+        )
+        gone = Judged(0, tuple([one.number for one in tried]), (), (), unknown=False)
+        self._spawn(self._settle(delivery, gone, -1))
 
     def _finish_unsent(self, delivery: Delivery, tried: Sequence[Tried], answer: Answer, lane: Lane | None) -> None:
         judged = self._results.judge(

@@ -8,6 +8,7 @@ answer                                                                outcome
 ====================================================================  =========
 2xx to the final dot                                                  DELIVERED
 code 0 (no reply), 4xx, 421 anywhere, any code out of place           DEFERRED
+5xx by a route or the DNS, before any session                         REFUSED
 5xx at connect, banner, EHLO, STARTTLS, AUTH                          OUR_FAULT
 5xx to MAIL about size, SMTPUTF8, content or the sender               REFUSED
 501 with 5.1.x to RCPT: this address, not our grammar                 REFUSED
@@ -107,6 +108,8 @@ def classify(answer: Answer) -> Outcome:
         return Outcome.DEFERRED
     if stage in _SESSION_STAGES:
         return Outcome.OUR_FAULT
+    if stage is Stage.ROUTE:
+        return Outcome.REFUSED
     if stage is Stage.MAIL and _is_about_mail(code, enhanced):
         return Outcome.REFUSED
     if stage is Stage.RCPT and code == 501 and enhanced.startswith("5.1."):
@@ -138,7 +141,7 @@ def fault(answer: Answer) -> Fault:
             return Fault.TLS
         case Stage.AUTH:
             return Fault.AUTH
-        case Stage.MAIL | Stage.RCPT | Stage.DATA | Stage.FINAL:
+        case Stage.ROUTE | Stage.MAIL | Stage.RCPT | Stage.DATA | Stage.FINAL:
             pass
     exchange = _EXCHANGE_FAULTS.get(answer.enhanced)
     if exchange is not None:
@@ -202,7 +205,7 @@ def advice(answer: Answer) -> str:
 
 
 # Later stages judged more: a refusal of the content holds for all recipients, one of a recipient for one.
-_TELLING: Final = {Stage.RCPT: 0, Stage.MAIL: 1, Stage.DATA: 2, Stage.FINAL: 3}
+_TELLING: Final = {Stage.ROUTE: 0, Stage.RCPT: 0, Stage.MAIL: 1, Stage.DATA: 2, Stage.FINAL: 3}
 
 
 def client_reply(answers: Sequence[Answer]) -> Kind:

@@ -26,6 +26,7 @@ class RecipientFacts(NamedTuple):
     ``known``: True or False from the snapshot, None when there is no usable snapshot or it was not asked.
     ``relay_form``: the local part hides another address (``a%b``, ``a!b``, ``"a@b"``).
     ``trusted``: the client may relay. ``postmaster``: local part of RFC 5321 §4.5.1.
+    ``refused``: what the recipient's route says when it is ``error:``.
     """
 
     verified_by: str
@@ -33,6 +34,7 @@ class RecipientFacts(NamedTuple):
     relay_form: bool
     trusted: bool
     postmaster: bool
+    refused: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,17 @@ class RecipientRules:
 
 
 def decide(facts: RecipientFacts, rules: RecipientRules) -> Verdict:
-    """Relaying first, then existence. Unknown means 451, never 550, while the snapshot cannot be asked."""
+    """Relaying first: no route opens it. Then ``error:`` in a route, then existence. Unknown means 451, never 550, while
+    the snapshot cannot be asked.
+    """
     if facts.relay_form and not facts.trusted:
         return _FORM
+    if not facts.verified_by and not facts.trusted:
+        return _DENIED
+    if facts.refused is not None:
+        return facts.refused
     if not facts.verified_by:
-        return ACCEPT if facts.trusted else _DENIED
+        return ACCEPT
     if facts.verified_by == "any" or facts.known or facts.postmaster or rules.unknown is Mode.OFF:
         return ACCEPT
     if facts.known is None:

@@ -1,11 +1,36 @@
-"""Owns: WHERE mail goes (row T1, static routes). Pure."""
+"""Owns: WHERE mail goes (row T1): which entry of the routes decides for an address, and what it says. Pure.
+
+The entries of ``[[route]]`` and those of the transport table are one table; the most specific pattern decides, in the
+order of transport(5). A route never allows anything: whether mail is taken at all is ``policy.recipient``'s.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cache
+from typing import Final, NamedTuple, TypeAlias
 
-from relay.config.schema import Config, split_next_hop
+from relay.config.destination import (
+    SMTP_PORT,
+    Delay,
+    Destination,
+    Exchangers,
+    Host,
+    Loss,
+    Refusal,
+    Target,
+    parse_next_hop,
+)
+from relay.config.schema import Config
+from relay.config.transport import DEFAULT, parse_table, search_order
+from relay.config.whole import TABLE, KeyPath
+from relay.mail.address import Mailbox, domain_of, unquoted
+from relay.mail.answer import Answer, Stage
+from relay.mail.reply import Kind, OperatorText, route_refused
+from relay.policy.verdict import Verdict
 
 
 class NextHop(NamedTuple):
@@ -13,39 +38,180 @@ class NextHop(NamedTuple):
 
     host: str
     port: int
+    protocol: str = "smtp"
 
     @property
     def name(self) -> str:
         """``host:port``: the name in logs, metrics and the queue."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        name = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return name if self.protocol == "smtp" else f"{self.protocol}:{name}"
 
 
-@dataclass(frozen=True, slots=True)
+class Exchange(NamedTuple):
+    """The mail exchangers of a domain; "" means the recipient's own."""
+
+    domain: str
+    port: int
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        port = "" if self.port == SMTP_PORT else f", port {self.port}"
+        return f"MX of {self.domain or 'the recipient domain'}{port}"
+
+
+Goal: TypeAlias = NextHop | Exchange
+
+
+class Action(Enum):
+    """What a route does with mail."""
+
+    DELIVER = "deliver"
+    REFUSE = "error"
+    RETRY = "retry"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: recipients of one route travel together
 class Route:
-    """Next hops in order of preference; ``name`` is what the configuration calls it."""
+    """What an entry says. ``name`` is its first pattern, ``at`` where it stands in the configuration.
+
+    ``goals`` are in order of preference, or, with ``weights``, shared out by them. ``status`` and ``text`` belong to the
+    actions without goals. ``static``: all goals are hosts, so ``next_hops`` says everything.
+    """
 
     name: str
-    next_hops: tuple[NextHop, ...]
+    at: KeyPath
+    action: Action
+    goals: tuple[Goal, ...] = ()
+    weights: tuple[int, ...] = ()
+    status: str = ""
+    text: str = ""
+    next_hops: tuple[NextHop, ...] = ()
+    static: bool = False
+
+    @property
+    def described(self) -> str:
+        """Where it leads, in one line."""
+        if self.action is not Action.DELIVER:
+            return f"{self.action.value}: {self.status} {self.text}".replace("  ", " ")
+        shares = [f" (weight {weight})" for weight in self.weights] or [""] * len(self.goals)
+        return ", ".join(f"{goal.name}{share}" for goal, share in zip(self.goals, shares, strict=True))
+
+    @property
+    def answer(self) -> Answer:
+        """What a recipient of a route without goals gets."""
+        return Answer(Stage.ROUTE, 550 if self.action is Action.REFUSE else 451, self.status, self.text)
 
 
 class RouteTable:
-    """Domain → route; exact match, then the default."""
+    """Address → route."""
 
-    __slots__ = ("_default", "_routes")
+    __slots__ = ("_addresses", "_default", "_domains", "_parents", "refuses")
 
     def __init__(self, config: Config) -> None:
-        self._routes: dict[str, Route] = {}
-        for entry in config.route:
-            route = Route(entry.domains[0], tuple(NextHop(*split_next_hop(text)) for text in entry.next_hops))
-            for domain in entry.domains:
-                self._routes[domain] = route
-        self._default = self._routes.pop("*", None)
+        written = dict(_routes(config))
+        found = dict(written)
+        for line in parse_table(config.routing.table)[0]:
+            at = (*TABLE, line.number)
+            if line.target is not None:
+                found[line.pattern] = _route(line.pattern, at, line.target, ())
+                continue
+            for pattern in search_order(line.pattern):  # as if the table were not there
+                if pattern in written:
+                    found[line.pattern] = replace(written[pattern], at=at)
+                    break
+        self._default = found.pop(DEFAULT, None)
+        self._addresses = {pattern: route for pattern, route in found.items() if "@" in pattern}
+        self._parents = {pattern: route for pattern, route in found.items() if pattern.startswith(".")}
+        self._domains = {pattern: route for pattern, route in found.items() if "@" not in pattern and pattern[0] != "."}
+        self.refuses: Final = any(route.action is Action.REFUSE for route in self._all())
+        """Whether any entry refuses mail: else nobody need ask at RCPT."""
 
-    def find(self, domain: str) -> Route | None:
-        """The route for a lower-case domain; None when there is none (mail then waits: 4.4.4)."""
-        return self._routes.get(domain, self._default)
+    def find(self, mailbox: Mailbox) -> Route | None:
+        """The route of an address; None when there is none (mail then waits: 4.4.4)."""
+        if self._addresses:
+            route = self._addresses.get(unquoted(mailbox).lower())
+            if route is not None:
+                return route
+        domain = domain_of(mailbox)
+        route = self._domains.get(domain)
+        if route is not None:
+            return route
+        return self._above(domain) if self._parents else self._default
+
+    def _above(self, domain: str) -> Route | None:
+        for pattern in search_order(domain):
+            route = self._parents.get(pattern)
+            if route is not None:
+                return route
+        return self._default
+
+    def _all(self) -> Iterator[Route]:
+        yield from self._addresses.values()
+        yield from self._domains.values()
+        yield from self._parents.values()
+        if self._default is not None:
+            yield self._default
 
     def next_hops(self) -> tuple[NextHop, ...]:
-        """Every next hop named anywhere, once each."""
-        routes = [*self._routes.values(), *([self._default] if self._default else [])]
-        return tuple(dict.fromkeys(hop for route in routes for hop in route.next_hops))
+        """Every host named anywhere, once each."""
+        return tuple(dict.fromkeys(goal for route in self._all() for goal in route.goals if isinstance(goal, NextHop)))
+
+
+@cache
+def _refused(status: str) -> Kind:
+    """One Kind for each status: they are the metrics' keys."""
+    return route_refused(status)
+
+
+def refusal(route: Route | None) -> Verdict | None:
+    """What RCPT is answered when the route says ``error:``."""
+    if route is None or route.action is not Action.REFUSE:
+        return None
+    return Verdict(_refused(route.status), f"route {route.name}", OperatorText(route.text))
+
+
+def shared_out(weights: Sequence[int], dice: Sequence[float]) -> list[int]:
+    """The indexes of the next hops in the order of one message: each comes first as often as its weight says; those of
+    weight 0 come last, in their own order. ``dice``: one number from 0 up to 1 for each.
+    """
+    # The least of exponential variables is the one of rate w with probability w / sum.
+    return sorted(
+        range(len(weights)), key=lambda at: -math.log(1.0 - dice[at]) / weights[at] if weights[at] else math.inf
+    )
+
+
+def _routes(config: Config) -> Iterator[tuple[str, Route]]:
+    for index, entry in enumerate(config.route):
+        targets = [parse_next_hop(text) for text in entry.next_hops]
+        target = targets[0]
+        if isinstance(target, tuple):
+            target = tuple(goal for one in targets if isinstance(one, tuple) for goal in one)
+        route = _route(entry.domains[0], ("route", index), target, tuple(entry.weights))
+        for pattern in entry.domains:
+            yield pattern, route
+
+
+def _route(name: str, at: KeyPath, target: Target, weights: tuple[int, ...]) -> Route:
+    match target:
+        case Refusal(status, text):
+            return Route(name, at, Action.REFUSE, status=status, text=text)
+        case Delay(status, text):
+            return Route(name, at, Action.RETRY, status=status, text=text)
+        case Loss(text):
+            return Route(name, at, Action.DISCARD, text=text)
+        case destinations:
+            goals = tuple(map(_goal, destinations))
+            hosts = tuple(goal for goal in goals if isinstance(goal, NextHop))
+            return Route(
+                name, at, Action.DELIVER, goals, weights, next_hops=hosts, static=len(hosts) == len(goals)
+            )  # fmt: skip
+
+
+def _goal(destination: Destination) -> Goal:
+    match destination:
+        case Host(protocol, host, port):
+            return NextHop(host, port, protocol)
+        case Exchangers(domain, port):
+            return Exchange(domain, port)

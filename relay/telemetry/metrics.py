@@ -40,7 +40,7 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 """Upper bounds of the latency buckets: express takes milliseconds, a tarpitting next hop minutes."""
 
 
-Outcome = Literal["delivered", "deferred", "bounced", "our_fault"]
+Outcome = Literal["delivered", "deferred", "bounced", "our_fault", "discarded"]
 """What became of one recipient at a next hop. Strings, because hashing an enum member takes 0.2 µs."""
 
 NextHopState = Literal["up", "down", "misconfigured"]

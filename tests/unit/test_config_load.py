@@ -253,7 +253,8 @@ class TestShippedFiles:
         assert set(shown) == set(Config.model_fields)
 
     def test_every_key_that_is_commented_out_shows_its_default(self, tmp_path):
-        plain, shown = (load(self.file(tmp_path, text), {}).model_dump() for text in (self.TEXT, self.SHOWN))
+        without_file = self.SHOWN.replace('transport = "/etc/dmz-relay/transport"', "")
+        plain, shown = (load(self.file(tmp_path, text), {}).model_dump() for text in (self.TEXT, without_file))
         # These have no default of their own: what is shown is where the default leads, or an example.
         assert shown["directory"].pop("snapshot") == load(ROOT / "config/relay.toml", {}).snapshot_path
         assert shown["directory"].pop("key_file") == load(ROOT / "config/relay.toml", {}).key_path
