@@ -75,7 +75,8 @@ def grades(done):
 class TestBrokenConfigurations:
     @pytest.mark.parametrize("broken", sorted(BAD.glob("*.toml")), ids=lambda path: path.stem)
     def test_check_tells_every_problem_and_ends_with_2(self, broken, relay_command, tmp_path):
-        shutil.copy(broken, tmp_path)
+        for file in (broken, BAD / "transport_file.table"):
+            shutil.copy(file, tmp_path)
         done = relay_command("check", "--config", broken.name)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == broken.with_suffix(".expect").read_text()
