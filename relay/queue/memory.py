@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
 
 from relay.config.schema import Queue
 from relay.mail.content import Content
@@ -18,6 +19,7 @@ from relay.queue.boot import Clock, boot_clock
 from relay.queue.journal import CELLS
 from relay.queue.rows import in_turn
 from relay.queue.store import (
+    Acted,
     Action,
     Claimed,
     Lease,
@@ -28,6 +30,7 @@ from relay.queue.store import (
     Settlement,
     Stats,
     TakeOver,
+    shared,
 )
 
 
@@ -42,6 +45,9 @@ class _Message:
     token: int = 0
     until: float = 0.0
     possible_duplicate: bool = False
+    waits_for: str = ""
+    warned: bool = False
+    given_up: bool = False
 
     def date(self) -> None:
         """When it is to be claimed: its earliest pending recipient or its expiry."""
@@ -139,19 +145,25 @@ class MemoryStore:
         if not settlement.keep:
             message.owner = None
             message.possible_duplicate = settlement.possible_duplicate
+            message.waits_for = settlement.waits_for
+            message.warned = message.warned or settlement.warned
         elif settlement.possible_duplicate:
             message.possible_duplicate = True
         return True
 
-    async def claim(self, limit: int) -> tuple[list[Claimed], float | None]:
+    async def claim(self, limit: int, ready: Sequence[str] = ()) -> tuple[list[Claimed], float | None]:
         self._check_open()
         now = self._clock()
-        due = sorted(
+        free = sorted(
             (message.due, key)
             for key, message in self._spool.messages.items()
-            if message.due is not None and message.due <= now and (message.owner is None or message.until <= now)
+            if message.due is not None and (message.owner is None or message.until <= now)
         )
-        claimed = [self._claim_one(key, now) for _, key in due[:limit]]
+        ordinary = [key for due, key in free if due <= now and not self._parked(key)]
+        keys = shared(ordinary, [key for due, key in free if due <= now and self._parked(key)], limit)
+        back = [key for _, key in free if self._parked(key) and self._spool.messages[key].waits_for in ready]
+        keys += [key for key in back if key not in keys][: limit - len(keys)]
+        claimed = [self._claim_one(key, now) for key in keys]
         waiting = [message.due if message.owner is None else message.until for message in self._spool.messages.values()]
         return claimed, min((moment for moment in waiting if moment is not None), default=None)
 
@@ -166,22 +178,35 @@ class MemoryStore:
             renewed.append(None if message is None else Lease(lease.key, lease.token, until))
         return renewed
 
-    async def act(self, queue_id: QueueId, action: Action) -> int:
+    async def act(self, queue_id: QueueId, action: Action) -> Acted:
         self._check_open()
-        before, after = RecipientState.PENDING, RecipientState.HELD
-        if action is Action.RELEASE:
-            before, after = after, before
-        changed = 0
-        for message in self._spool.messages.values():
-            if message.new.envelope.id != queue_id:
-                continue
-            for number, recipient in message.recipients.items():
-                if recipient.state is before:
-                    due = self._clock() if action is Action.RELEASE else recipient.due
-                    message.recipients[number] = replace(recipient, state=after, due=due)
-                    changed += 1
-            message.date()
-        return changed
+        found = [key for key, message in self._spool.messages.items() if message.new.envelope.id == queue_id]
+        return sum((self._act(key, action) for key in found), Acted())
+
+    def _act(self, key: int, action: Action) -> Acted:
+        message, now = self._spool.messages[key], self._clock()
+        if message.owner is not None and action not in {Action.HOLD, Action.RELEASE}:
+            return Acted(busy=1)
+        everybody = len(message.recipients)
+        match action:
+            case Action.HOLD:
+                changed = _change(message, RecipientState.PENDING, state=RecipientState.HELD)
+            case Action.RELEASE:
+                changed = _change(message, RecipientState.HELD, state=RecipientState.PENDING, due=now)
+            case Action.RETRY | Action.REROUTE:
+                changed = _change(message, RecipientState.PENDING, due=now)
+                message.waits_for = message.waits_for if action is Action.RETRY else ""
+            case Action.BOUNCE:
+                _change(message, RecipientState.HELD, state=RecipientState.PENDING, due=now)
+                message.waits_for, message.given_up, message.due = "", True, now
+                return Acted(1, everybody)
+            case Action.DELETE:
+                self._delete(key)
+                return Acted(1, everybody)
+            case _:
+                assert_never(action)
+        message.date()
+        return Acted(1 if changed else 0, changed)
 
     def mark(self, key: int) -> int:
         free = next((cell for cell in range(CELLS) if cell not in self._cells), None)
@@ -223,7 +248,7 @@ class MemoryStore:
         tried = {deferral.number: deferral for deferral in new.deferrals}
         if not count or (tried and not 0 <= min(tried) <= max(tried) < count):
             raise QueueError(f"{new.envelope.id}: a queued message needs recipients, and deferrals only of these")
-        message = _Message(new, _copy(new.content), self._clock() + new.expires_in, {})
+        message = _Message(new, _copy(new.content), self._clock() + new.expires_in, {}, waits_for=new.waits_for)
         for number, mailbox in enumerate(new.envelope.recipients):
             d = tried.get(number)
             message.recipients[number] = QueuedRecipient(
@@ -250,6 +275,10 @@ class MemoryStore:
         self._spool.messages[key] = message
         return Lease(key, message.token, message.until)
 
+    def _parked(self, key: int) -> bool:
+        message = self._spool.messages[key]
+        return message.owner is None and message.waits_for != ""
+
     def _delete(self, key: int) -> None:
         self._spool.messages.pop(key).content.close()
 
@@ -261,16 +290,27 @@ class MemoryStore:
         message.token += 1
         message.until = now + self._lease_s
         recipients = [message.recipients[number] for number in sorted(message.recipients)]
-        expired = message.expires <= now
+        expired = message.given_up or message.expires <= now
         return Claimed(
             lease=Lease(key, message.token, message.until),
             envelope=replace(message.new.envelope, recipients=tuple(r.mailbox for r in recipients)),
             content=_copy(message.content),
             created=message.new.created,
             expired=expired,
-            recipients=in_turn(recipients, now, expired=expired),
+            recipients=in_turn(recipients, now, everybody=expired or message.waits_for != ""),
             possible_duplicate=message.possible_duplicate,
+            waits_for=message.waits_for,
+            warned=message.warned,
+            given_up=message.given_up,
         )
+
+
+def _change(message: _Message, before: RecipientState, /, **changes: Any) -> int:
+    """How many recipients were in that state."""
+    found = [number for number, recipient in message.recipients.items() if recipient.state is before]
+    for number in found:
+        message.recipients[number] = replace(message.recipients[number], **changes)
+    return len(found)
 
 
 def _copy(content: Content) -> Content:

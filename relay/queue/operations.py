@@ -20,7 +20,7 @@ from relay.queue.journal import marked_in
 from relay.queue.layout import Layout
 from relay.queue.rows import BODY_COLUMNS, MESSAGE_COLUMNS, RECIPIENT_COLUMNS, NewRows, Row
 from relay.queue.statements import SQL
-from relay.queue.store import Action, Deferral, Lease, QueueError
+from relay.queue.store import Deferral, Lease, QueueError, shared
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class Put(Operation[None]):
 class Settle(Operation[bool]):
     """Record one attempt. The client has its reply; until this is committed the journal names the message."""
 
-    __slots__ = ("deferred", "finished", "keep", "lease", "possible_duplicate", "reports")
+    __slots__ = ("deferred", "finished", "keep", "lease", "possible_duplicate", "reports", "waits_for", "warned")
     patient = True
 
     def __init__(
@@ -116,6 +116,8 @@ class Settle(Operation[bool]):
         *,
         keep: bool,
         possible_duplicate: bool,
+        waits_for: str = "",
+        warned: bool = False,
     ) -> None:
         super().__init__(sum(len(row.octets) for row in reports if row.octets is not None))
         self.lease = lease
@@ -124,6 +126,8 @@ class Settle(Operation[bool]):
         self.reports = reports
         self.keep = keep
         self.possible_duplicate = possible_duplicate
+        self.waits_for = waits_for
+        self.warned = warned
 
     @property
     def may_be_last(self) -> bool:
@@ -153,7 +157,7 @@ class Settle(Operation[bool]):
         if self.deferred or self.finished:
             at.run("set_due", key)
         if not self.keep:
-            at.run("end_lease", 1 if self.possible_duplicate else 0, key)
+            at.run("end_lease", 1 if self.possible_duplicate else 0, self.waits_for, 1 if self.warned else 0, key)
         elif self.possible_duplicate:
             # The caller clears its journal cell now; should it die before its last attempt is settled, this remains.
             at.run("mark_duplicates", json.dumps([key]))
@@ -161,21 +165,28 @@ class Settle(Operation[bool]):
 
 
 class Claim(Operation[tuple[list[int], float | None]]):
-    """Lease due messages; the keys, and when to ask again."""
+    """Lease due messages, and those that wait for a next hop that is ``ready``; the keys, and when to ask again."""
 
-    __slots__ = ("limit",)
+    __slots__ = ("limit", "ready")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, ready: Sequence[str] = ()) -> None:
         super().__init__()
         self.limit = limit
+        self.ready = ready
 
     def perform(self, at: Circumstances) -> tuple[list[int], float | None]:
-        found = at.connection.execute(SQL["due_keys"], {"now": at.now, "limit": self.limit}).fetchone()[0]
-        due: list[tuple[int, int | None]] = json.loads(found)
-        keys = [key for key, _ in due]
+        given = {"now": at.now, "limit": self.limit}
+        found = at.connection.execute(SQL["due_keys"], given).fetchone()[0]
+        due: list[tuple[int, int | None, int]] = json.loads(found)
+        ordinary = [key for key, _, parked in due if not parked]
+        keys = shared(ordinary, [key for key, _, parked in due if parked], self.limit)
+        for hops in self.ready:
+            if len(keys) < self.limit:
+                waiting = at.connection.execute(SQL["waiting_keys"], {"hops": hops, "limit": self.limit}).fetchone()[0]
+                keys += [key for key in json.loads(waiting) if key not in keys][: self.limit - len(keys)]
         if keys:
             # A lease that ran out: its holder may hang between the final dot and the reply.
-            hanging = {slot for _, slot in due if slot is not None}
+            hanging = {slot for _, slot, _ in due if slot is not None}
             marked = set().union(*(marked_in(at.layout.journal(slot)) for slot in hanging)).intersection(keys)
             if marked:
                 at.run("mark_duplicates", json.dumps(sorted(marked)))
@@ -238,29 +249,6 @@ class TakeBack(Operation[None]):
         ours += [lease.key for lease in self.given if lease.token == 0 and lease.key not in held]
         delete(at, ours)
         at.unlink.extend(file for key in ours if key in held and (file := held[key].file))
-
-
-class Act(Operation[int]):
-    """Hold or release messages of one identifier."""
-
-    __slots__ = ("action", "keys")
-
-    def __init__(self, keys: Sequence[int], action: Action) -> None:
-        super().__init__()
-        self.keys = keys
-        self.action = action
-
-    def perform(self, at: Circumstances) -> int:
-        changed = 0
-        for key in self.keys:
-            if self.action is Action.HOLD:
-                changed += at.run("hold_recipients", key)
-            else:
-                mended = at.run("clear_aside", key)
-                released = at.run("release_recipients", at.now, key)
-                changed += released or (at.one("recipients_left", key) if mended else 0)
-            at.run("set_due", key)
-        return changed
 
 
 class Aside(Operation[None]):

@@ -73,10 +73,11 @@ class NewRows:
             self.lease.token,
             until,
             1 if new.possible_duplicate else 0,
+            new.waits_for,
         )
 
 
-MESSAGE_COLUMNS: Final = 17
+MESSAGE_COLUMNS: Final = 18
 BODY_COLUMNS: Final = 2
 RECIPIENT_COLUMNS: Final = 10
 _DUE: Final = 5
@@ -150,9 +151,9 @@ def recipient_of(row: Row) -> QueuedRecipient:
     )
 
 
-def in_turn(recipients: Sequence[QueuedRecipient], now: float, *, expired: bool) -> tuple[QueuedRecipient, ...]:
-    """Those an attempt is for: pending and due; when the message is expired, all pending ones."""
-    return tuple(r for r in recipients if r.state is RecipientState.PENDING and (expired or r.due <= now))
+def in_turn(recipients: Sequence[QueuedRecipient], now: float, *, everybody: bool) -> tuple[QueuedRecipient, ...]:
+    """Those an attempt is for: pending and due; all pending ones when the message is expired or waits for a next hop."""
+    return tuple(r for r in recipients if r.state is RecipientState.PENDING and (everybody or r.due <= now))
 
 
 class ClaimedRow:
@@ -183,12 +184,15 @@ class ClaimedRow:
 
     def claimed(self, recipients: Sequence[QueuedRecipient], content: Any, now: float) -> Claimed:
         """The whole; its envelope names the recipients still queued."""
-        _, _, sender, listener, client, body_8bit, _, _, created, expires, *_, duplicate = self._row
+        (
+            _, _, sender, listener, client, body_8bit, _, _, created, expires, _, _, duplicate, waits_for, warned,
+            given_up,
+        ) = self._row  # fmt: skip
         if not recipients:
             raise Unreadable("it has no recipients")
         if recipients[0].number < 0:
             raise Unreadable("a recipient has a negative number")
-        expired = _seconds(expires) <= now
+        expired = bool(given_up) or _seconds(expires) <= now
         return Claimed(
             lease=self.lease(),
             envelope=Envelope(
@@ -202,14 +206,17 @@ class ClaimedRow:
             content=content,
             created=_seconds(created),
             expired=expired,
-            recipients=in_turn(recipients, now, expired=expired),
+            recipients=in_turn(recipients, now, everybody=expired or waits_for != ""),
             possible_duplicate=bool(_number(duplicate)),
+            waits_for=_cleaned(waits_for),
+            warned=bool(warned),
+            given_up=bool(given_up),
         )
 
 
 def listed_of(row: Row, recipients: Sequence[QueuedRecipient]) -> Listed:
-    """From ``select_listed`` and its recipients; unreadable text was replaced when it was read."""
-    queue_id, sender, size, created, expires, owner, duplicate, aside = row
+    """From ``list_messages`` and its recipients; unreadable text was replaced when it was read."""
+    key, queue_id, sender, size, created, expires, owner, duplicate, aside, waits_for = row
     return Listed(
         id=QueueId(str(queue_id)),
         sender=str(sender),
@@ -220,4 +227,6 @@ def listed_of(row: Row, recipients: Sequence[QueuedRecipient]) -> Listed:
         possible_duplicate=bool(duplicate),
         aside=str(aside),
         recipients=tuple(recipients),
+        waits_for=str(waits_for),
+        key=int(key),
     )

@@ -27,7 +27,6 @@ from relay.queue.layout import Layout, Tuning
 from relay.queue.loading import load
 from relay.queue.operations import (
     SWEEP_FILES,
-    Act,
     Aside,
     Claim,
     Operation,
@@ -39,9 +38,11 @@ from relay.queue.operations import (
     TakeBack,
     Void,
 )
+from relay.queue.requests import Act
 from relay.queue.rows import NewRows
 from relay.queue.statements import SQL
 from relay.queue.store import (
+    Acted,
     Action,
     Claimed,
     Lease,
@@ -255,8 +256,8 @@ class SqliteStore:
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[bool]:
         return self._writer.submit(_settle(settlement, ()))
 
-    async def claim(self, limit: int) -> tuple[list[Claimed], float | None]:
-        operation = Claim(limit)
+    async def claim(self, limit: int, ready: Sequence[str] = ()) -> tuple[list[Claimed], float | None]:
+        operation = Claim(limit, ready)
         keys: list[int] = []
 
         def give_back() -> None:
@@ -305,10 +306,10 @@ class SqliteStore:
         self._journal.forget_inherited()
         return TakeOver(voided, tuple(QueueId(bytes(name).decode("ascii", "replace")) for name in names))
 
-    async def act(self, queue_id: QueueId, action: Action) -> int:
+    async def act(self, queue_id: QueueId, action: Action) -> Acted:
         # The look-up reads every row: not under the write lock.
         found = await self._read(lambda c: c.execute(SQL["keys_of_id"], (queue_id,)).fetchall())
-        return await self._writer.perform(Act([row[0] for row in found], action)) if found else 0
+        return await self._writer.perform(Act([row[0] for row in found], action)) if found else Acted()
 
     async def stats(self) -> Stats:
         return await self._read(stats_of)
@@ -383,6 +384,8 @@ def _settle(settlement: Settlement, reports: Sequence[NewRows]) -> Settle:
         reports,
         keep=settlement.keep,
         possible_duplicate=settlement.possible_duplicate,
+        waits_for=settlement.waits_for,
+        warned=settlement.warned,
     )
 
 

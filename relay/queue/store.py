@@ -21,11 +21,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 from relay.mail.address import Mailbox
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
+
+T = TypeVar("T")
 
 
 class QueueError(Exception):
@@ -48,10 +50,37 @@ class RecipientState(StrEnum):
 
 
 class Action(StrEnum):
-    """What an operator does to a message: all its pending recipients held, or all its held ones due now."""
+    """What an operator does to a message. One that somebody holds a lease of is being delivered: of these only HOLD and
+    RELEASE are done at once, the others leave it alone and say so.
+
+    ==========  ========================================================================================
+    HOLD        pending recipients become held; an attempt under way goes on for those it was made for
+    RELEASE     held recipients become due now; an entry set aside may be claimed again
+    RETRY       pending recipients are due now
+    REROUTE     the same, and it waits for no next hop any more
+    BOUNCE      due now for everybody, held ones too, and claimed as given up
+    DELETE      it is gone, nobody is told
+    ==========  ========================================================================================
+    """
 
     HOLD = "hold"
     RELEASE = "release"
+    RETRY = "retry"
+    REROUTE = "reroute"
+    BOUNCE = "bounce"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What became of a request: messages and recipients it changed, and messages left alone because somebody holds them."""
+
+    messages: int = 0
+    recipients: int = 0
+    busy: int = 0
+
+    def __add__(self, other: Acted) -> Acted:
+        return Acted(self.messages + other.messages, self.recipients + other.recipients, self.busy + other.busy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +133,8 @@ class NewMessage:
     leased: bool
     deferrals: tuple[Deferral, ...] = ()
     possible_duplicate: bool = False
+    waits_for: str = ""
+    """See ``Settlement``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +157,8 @@ class Claimed:
     ``QueuedRecipient.mailbox``.
 
     ``possible_duplicate``: an earlier attempt ended between final dot and reply (the journal names it).
+    ``waits_for``: see ``Settlement``. ``warned``: its sender was told that it is late. ``given_up``: an operator wants
+    it returned; ``recipients`` are all, and it counts as expired.
     """
 
     lease: Lease
@@ -135,6 +168,9 @@ class Claimed:
     expired: bool
     recipients: tuple[QueuedRecipient, ...]
     possible_duplicate: bool
+    waits_for: str = ""
+    warned: bool = False
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +179,10 @@ class Settlement:
 
     The lease ends, unless ``keep`` is set (another attempt for other recipients of the message is still running).
     ``leased`` of a report counts for nothing: reports wait for the next claim.
+
+    ``waits_for``: nobody is left but those for whom no connection came about; the next hops, as one text that a claim can
+    name. Such a message is *parked*. ``warned``: among the reports is the one that says it is late. Both are recorded
+    when the lease ends.
     """
 
     lease: Lease
@@ -151,6 +191,8 @@ class Settlement:
     reports: tuple[NewMessage, ...] = ()
     keep: bool = False
     possible_duplicate: bool = False
+    waits_for: str = ""
+    warned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +200,7 @@ class Listed:
     """One message as ``relay queue list`` and ``show`` print it. Times are wall-clock seconds.
 
     ``owner`` is empty while nobody holds the lease; ``aside`` says why the entry was set aside, empty otherwise.
+    ``waits_for`` names the next hops whose return it waits for, if that is all it waits for. ``key`` is the row's.
     """
 
     id: QueueId
@@ -169,6 +212,8 @@ class Listed:
     possible_duplicate: bool
     aside: str
     recipients: tuple[QueuedRecipient, ...]
+    waits_for: str = ""
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +247,15 @@ class SetAside:
     key: int
     id: QueueId
     reason: str
+
+
+PARKED_SHARE: Final = 5
+"""One part in so many of a claim is for parked messages when others are due as well."""
+
+
+def shared(ordinary: Sequence[T], parked: Sequence[T], limit: int) -> list[T]:
+    """What a claim takes of those due, by the rule of ``Store.claim``."""
+    return [*ordinary[: limit - min(len(parked), limit // PARKED_SHARE)], *parked][:limit]
 
 
 class Store(Protocol):
@@ -238,8 +292,12 @@ class Store(Protocol):
         """``settle`` without reports, for the hot path: no task. The future raises QueueError."""
         ...
 
-    async def claim(self, limit: int) -> tuple[list[Claimed], float | None]:
+    async def claim(self, limit: int, ready: Sequence[str] = ()) -> tuple[list[Claimed], float | None]:
         """Lease up to ``limit`` due messages, the oldest due first, expired ones included.
+
+        Parked messages come behind the others and never take more than a ``PARKED_SHARE`` of what others want too, so
+        that a backlog for a next hop that is away delays nobody. Where there is room those that wait for one of ``ready``
+        come too, due or not: their next hop is back.
 
         Second value: the boot clock when the next one may become claimable (due, or its lease over); None: nothing
         waits. Entries that cannot be read are set aside, so fewer than due may come.
@@ -250,8 +308,8 @@ class Store(Protocol):
         """Extend leases by the configured time; None in the place of each one that was lost."""
         ...
 
-    async def act(self, queue_id: QueueId, action: Action) -> int:
-        """Hold or release a message; how many recipients changed their state (0: no such message)."""
+    async def act(self, queue_id: QueueId, action: Action) -> Acted:
+        """What an operator asks for; all zeros: no such message."""
         ...
 
     def mark(self, key: int) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,12 +31,12 @@ def listing(spool: Path) -> Iterator[Listed]:
     last = -1
     while True:
         with _reading(layout) as (connection,):
-            keys = [row[0] for row in connection.execute(SQL["list_keys"], (last, _PAGE))]
-            page = [listed for key in keys if (listed := _listed(connection, key)) is not None]
+            rows = connection.execute(SQL["list_messages"], (last, _PAGE)).fetchall()
+            page = _listed(connection, rows)
         yield from page
-        if len(keys) < _PAGE:
+        if len(rows) < _PAGE:
             return
-        last = keys[-1]
+        last = rows[-1][0]
 
 
 def find(spool: Path, queue_id: QueueId) -> Listed | None:
@@ -44,7 +44,8 @@ def find(spool: Path, queue_id: QueueId) -> Listed | None:
     layout = Layout.of(spool)
     with _reading(layout) as (connection,):
         found = connection.execute(SQL["keys_of_id"], (queue_id,)).fetchone()
-        return _listed(connection, found[0]) if found else None
+        rows = connection.execute(SQL["list_messages"], (found[0] - 1, 1)).fetchall() if found else []
+        return next(iter(_listed(connection, rows)), None)
 
 
 def header(spool: Path, queue_id: QueueId, limit: int) -> bytes | None:
@@ -117,12 +118,13 @@ def _lenient(octets: bytes) -> str:
     return octets.decode("utf-8", "replace")
 
 
-def _listed(connection: sqlite3.Connection, key: int) -> Listed | None:
-    row = connection.execute(SQL["select_listed"], (key,)).fetchone()
-    if row is None:
-        return None
-    with closing(connection.execute(SQL["select_recipients"], (key,))) as cursor:
-        return listed_of(row, [_recipient(each) for each in cursor])
+def _listed(connection: sqlite3.Connection, rows: Sequence[Row]) -> list[Listed]:
+    """Messages from ``list_messages``, with their recipients."""
+    recipients: defaultdict[int, list[QueuedRecipient]] = defaultdict(list)
+    if rows:
+        for key, *rest in connection.execute(SQL["list_recipients"], (rows[0][0], rows[-1][0])):
+            recipients[key].append(_recipient(tuple(rest)))
+    return [listed_of(row, recipients[row[0]]) for row in rows]
 
 
 def _recipient(row: Row) -> QueuedRecipient:

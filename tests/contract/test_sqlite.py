@@ -19,7 +19,7 @@ from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.envelope import QueueId
 from relay.queue.bodies import file_name
 from relay.queue.layout import Layout, Tuning, WriteLock
-from relay.queue.store import Action, QueueCorrupt, QueueError, QueueFull, Settlement
+from relay.queue.store import Acted, Action, QueueCorrupt, QueueError, QueueFull, Settlement
 from relay.queue.view import find, header, listing, read_stats
 
 
@@ -225,7 +225,7 @@ async def test_an_entry_without_its_body_file_is_set_aside_and_can_be_mended(dis
     assert (await store.claim(1))[0] == []
     assert "missing" in disk.asides[0].reason
     (disk.folder / "away").rename(path)
-    assert await store.act(QueueId("M1"), Action.RELEASE) == 1
+    assert await store.act(QueueId("M1"), Action.RELEASE) == Acted(1, 1)
     (claimed,), _ = await store.claim(1)
     assert claimed.content.size == content.size
     claimed.content.close()

@@ -9,7 +9,7 @@ import pytest
 
 from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.envelope import QueueId
-from relay.queue.store import Action, Lease, QueueError, RecipientState, Settlement
+from relay.queue.store import Acted, Action, Lease, QueueError, RecipientState, Settlement
 
 
 def done(lease, *numbers, reports=()):
@@ -269,24 +269,155 @@ async def test_an_expired_message_is_claimed_for_all_its_pending_recipients(benc
 async def test_a_held_message_waits_for_its_release(bench):
     store = await bench.store()
     await store.put([bench.message("M1", to=["a@example.org", "b@example.org"], leased=False, expires_in=50)])
-    assert await store.act(QueueId("M1"), Action.HOLD) == 2
+    assert await store.act(QueueId("M1"), Action.HOLD) == Acted(1, 2)
     bench.now += 100
     assert await store.claim(1) == ([], None)
     stats = await store.stats()
     assert (stats.messages, stats.recipients, stats.held) == (1, 2, 2)
-    assert await store.act(QueueId("M1"), Action.RELEASE) == 2
+    assert await store.act(QueueId("M1"), Action.RELEASE) == Acted(1, 2)
     (claimed,), _ = await store.claim(1)
     assert {r.state for r in claimed.recipients} == {RecipientState.PENDING}
-    assert await store.act(QueueId("nobody"), Action.HOLD) == 0
+    assert await store.act(QueueId("nobody"), Action.HOLD) == Acted()
 
 
 async def test_a_message_held_while_it_is_tried_is_not_tried_again(bench):
     store = await bench.store()
     (lease,) = await store.put([bench.message("M1")])
-    assert await store.act(QueueId("M1"), Action.HOLD) == 1
+    assert await store.act(QueueId("M1"), Action.HOLD) == Acted(1, 1)
     assert await store.settle(Settlement(lease, (), (bench.deferral(0, 1),)))
     bench.now += 10
     assert await store.claim(1) == ([], None)
+
+
+async def test_a_held_recipient_leaves_the_others_their_expiry(bench):
+    store = await bench.store()
+    (lease,) = await store.put([bench.message("M1", to=["a@example.org", "b@example.org"], expires_in=50)])
+    assert await store.settle(Settlement(lease, (), (bench.deferral(0, 1), bench.deferral(1, 1))))
+    assert await store.act(QueueId("M1"), Action.HOLD) == Acted(1, 2)
+    bench.now += 1000
+    assert await store.claim(1) == ([], None), "held mail does not expire"
+    assert await store.act(QueueId("M1"), Action.RELEASE) == Acted(1, 2)
+    (claimed,), _ = await store.claim(1)
+    assert claimed.expired, "it has one last attempt"
+    assert not claimed.given_up
+
+
+async def test_a_retry_makes_what_waits_due_now_and_leaves_held_ones_alone(bench):
+    store = await bench.store()
+    await store.put([bench.message("M1", leased=False, due=bench.now + 500)])
+    await store.put([bench.message("M2", leased=False, due=bench.now + 500)])
+    await store.act(QueueId("M2"), Action.HOLD)
+    assert await store.act(QueueId("M1"), Action.RETRY) == Acted(1, 1)
+    assert await store.act(QueueId("M2"), Action.RETRY) == Acted()
+    claimed, _ = await store.claim(10)
+    assert [each.envelope.id for each in claimed] == ["M1"]
+
+
+async def test_what_is_being_delivered_is_neither_deleted_nor_hastened_nor_returned(bench):
+    store = await bench.store()
+    (lease,) = await store.put([bench.message("M1")])
+    for action in (Action.DELETE, Action.RETRY, Action.REROUTE, Action.BOUNCE):
+        assert await store.act(QueueId("M1"), action) == Acted(busy=1)
+    assert await store.settle(done(lease, 0))
+
+
+async def test_a_deleted_message_is_gone_with_its_body_and_late_settlements_change_nothing(bench):
+    store, other = await bench.store(0), await bench.store(1)
+    _, content = await large(store)
+    (lease,) = await store.put([bench.message("M1", to=["a@example.org", "b@example.org"], content=content)])
+    content.close()
+    bench.now += 60
+    (claimed,), _ = await other.claim(1)
+    claimed.content.close()
+    assert await other.settle(Settlement(claimed.lease, (), (bench.deferral(0, 5), bench.deferral(1, 5))))
+    assert await store.act(QueueId("M1"), Action.DELETE) == Acted(1, 2)
+    assert await store.act(QueueId("M1"), Action.DELETE) == Acted()
+    assert not await store.settle(done(lease, 0, 1))
+    assert (await store.stats()).messages == 0
+    assert await store.claim(1) == ([], None)
+
+
+async def test_a_returned_message_is_claimed_for_everybody_and_said_to_be_given_up(bench):
+    store = await bench.store()
+    message = bench.message(
+        "M1", to=["a@example.org", "b@example.org"], leased=False, deferrals=(bench.deferral(1, 99),)
+    )
+    await store.put([message])
+    await store.act(QueueId("M1"), Action.HOLD)
+    assert await store.act(QueueId("M1"), Action.BOUNCE) == Acted(1, 2)
+    (claimed,), _ = await store.claim(1)
+    assert (claimed.given_up, claimed.expired, len(claimed.recipients)) == (True, True, 2)
+    assert await store.settle(done(claimed.lease, 0, 1))
+    assert (await store.stats()).messages == 0
+
+
+# --- parked: nobody is left but those whose next hop is away ------------------------------------------------------------
+async def parked(store, bench, name, wait=100.0, hops="hop:25"):
+    (lease,) = await store.put([bench.message(name)])
+    assert await store.settle(Settlement(lease, (), (bench.deferral(0, wait),), waits_for=hops))
+
+
+async def names(store, limit=10, ready=()):
+    claimed, _ = await store.claim(limit, ready)
+    return [each.envelope.id for each in claimed]
+
+
+async def test_a_parked_message_comes_when_it_is_due_or_as_soon_as_its_next_hop_is_ready(bench):
+    store = await bench.store()
+    await parked(store, bench, "M1")
+    await parked(store, bench, "M2", hops="other:25")
+    assert await store.claim(10) == ([], bench.now + 100)
+    assert await names(store, ready=["nobody:25"]) == []
+    (claimed,), _ = await store.claim(10, ["hop:25", "third:25"])
+    assert (claimed.envelope.id, claimed.waits_for) == ("M1", "hop:25")
+    assert [r.mailbox for r in claimed.recipients] == ["user@example.org"], "although nobody is due"
+    assert await store.settle(Settlement(claimed.lease, (), (bench.deferral(0, 50),)))
+    assert await names(store, ready=["hop:25"]) == [], "this time it was something else"
+    bench.now += 100
+    assert sorted(await names(store)) == ["M1", "M2"]
+
+
+async def test_a_backlog_of_parked_mail_leaves_four_parts_of_five_to_the_others(bench):
+    store = await bench.store()
+    for number in range(20):
+        await parked(store, bench, f"P{number}", wait=1)
+    bench.now += 5
+    await store.put([bench.message(f"M{number}", leased=False) for number in range(20)])
+    first = await names(store, 10)
+    assert [name[0] for name in first] == ["M"] * 8 + ["P"] * 2
+    assert await names(store, 1) == ["M8"]
+    assert len(await names(store, 100)) == 29
+
+
+async def test_a_put_may_be_parked(bench):
+    store = await bench.store()
+    await store.put([replace(bench.message("M1", leased=False, due=bench.now + 50), waits_for="hop:25")])
+    assert await names(store) == []
+    assert await names(store, ready=["hop:25"]) == ["M1"]
+
+
+async def test_parked_mail_can_be_hastened_and_rerouted_and_expires(bench):
+    store = await bench.store()
+    await parked(store, bench, "M1", wait=5000)
+    await parked(store, bench, "M2", wait=5000)
+    assert await store.act(QueueId("M1"), Action.REROUTE) == Acted(1, 1)
+    (claimed,), again = await store.claim(10)
+    assert (claimed.envelope.id, claimed.waits_for, claimed.expired) == ("M1", "", False)
+    assert again == bench.now + 60
+    bench.now += 1000
+    claimed, _ = await store.claim(10)
+    assert [(each.envelope.id, each.expired) for each in claimed] == [("M1", True), ("M2", True)]
+
+
+async def test_that_the_sender_was_warned_is_remembered(bench):
+    store = await bench.store()
+    (lease,) = await store.put([bench.message("M1")])
+    assert await store.settle(Settlement(lease, (), (bench.deferral(0, 1),), warned=True))
+    for _ in range(2):
+        bench.now += 5
+        (claimed,), _ = await store.claim(1)
+        assert claimed.warned
+        assert await store.settle(Settlement(claimed.lease, (), (bench.deferral(0, 1),)))
 
 
 async def test_an_attempt_that_did_nothing_gives_the_message_back(bench):

@@ -3,7 +3,7 @@
 
 -- name: insert_messages
 INSERT INTO message (key, id, file, sender, listener, client, body_8bit, size, checksum, created, expires_wall,
-    expires, due, owner, token, until, possible_duplicate) VALUES
+    expires, due, owner, token, until, possible_duplicate, waits_for) VALUES
 
 -- name: insert_bodies
 INSERT INTO body (key, octets) VALUES
@@ -43,26 +43,38 @@ UPDATE message SET due = (SELECT min(min(recipient.due), message.expires) FROM r
 WHERE key = ? AND aside IS NULL
 
 -- name: end_lease
-UPDATE message SET owner = NULL, possible_duplicate = ? WHERE key = ?
+UPDATE message SET owner = NULL, possible_duplicate = ?, waits_for = ?, warned = max(warned, ?) WHERE key = ?
 
 -- name: due_keys
--- Each with the slot of the holder whose lease ran out, if that is why it may be claimed.
-SELECT json_group_array(json_array(key, slot)) FROM (
-    SELECT key, slot FROM (
-        SELECT * FROM (SELECT key, due, NULL AS slot FROM message INDEXED BY message_due
-            WHERE owner IS NULL AND due IS NOT NULL AND due <= :now ORDER BY due LIMIT :limit)
+-- Each with the slot of the holder whose lease ran out, if that is why it may be claimed; and whether it is parked.
+SELECT json_group_array(json_array(key, slot, parked)) FROM (
+    SELECT key, slot, parked FROM (
+        SELECT * FROM (SELECT key, due, NULL AS slot, 0 AS parked FROM message INDEXED BY message_due
+            WHERE owner IS NULL AND due IS NOT NULL AND waits_for = '' AND due <= :now ORDER BY due LIMIT :limit)
         UNION ALL
-        SELECT * FROM (SELECT key, due, (SELECT holder.slot FROM holder WHERE number = owner)
+        SELECT * FROM (SELECT key, due, (SELECT holder.slot FROM holder WHERE number = owner), 0
             FROM message INDEXED BY message_leased
             WHERE owner IS NOT NULL AND until <= :now AND due <= :now ORDER BY until LIMIT :limit)
-    ) ORDER BY due LIMIT :limit)
+        UNION ALL
+        SELECT * FROM (SELECT key, due, NULL, 1 FROM message INDEXED BY message_parked
+            WHERE owner IS NULL AND due IS NOT NULL AND waits_for <> '' AND due <= :now ORDER BY due LIMIT :limit)
+    ) ORDER BY parked, due)
+
+-- name: waiting_keys
+-- Those that wait for these next hops, due or not.
+SELECT json_group_array(key) FROM (SELECT key FROM message INDEXED BY message_waits
+    WHERE owner IS NULL AND due IS NOT NULL AND waits_for <> '' AND waits_for = :hops ORDER BY due LIMIT :limit)
 
 -- name: lease_keys
 UPDATE message SET owner = ?, token = token + 1, until = ? WHERE key IN (SELECT value FROM json_each(?))
 
 -- name: next_due
 SELECT min(moment) FROM (
-    SELECT min(due) AS moment FROM message INDEXED BY message_due WHERE owner IS NULL AND due IS NOT NULL
+    SELECT min(due) AS moment FROM message INDEXED BY message_due
+        WHERE owner IS NULL AND due IS NOT NULL AND waits_for = ''
+    UNION ALL
+    SELECT min(due) FROM message INDEXED BY message_parked
+        WHERE owner IS NULL AND due IS NOT NULL AND waits_for <> ''
     UNION ALL
     SELECT min(until) FROM message INDEXED BY message_leased WHERE owner IS NOT NULL)
 
@@ -74,14 +86,42 @@ UPDATE message SET until = ? WHERE key IN (SELECT value FROM json_each(?))
 UPDATE message SET owner = NULL, token = token + 1, due = max(due, :due)
 WHERE owner = :owner AND key IN (SELECT value FROM json_each(:keys))
 
+-- name: state_of
+-- What an operator's request finds: key, whether somebody holds it, whether it is set aside, body file.
+SELECT json_group_array(json_array(key, owner IS NOT NULL, aside IS NOT NULL, file))
+FROM message WHERE key IN (SELECT value FROM json_each(?))
+
 -- name: hold_recipients
-UPDATE recipient SET state = 'held' WHERE message = ? AND state = 'pending'
+UPDATE recipient SET state = 'held'
+WHERE state = 'pending' AND message IN (SELECT value FROM json_each(?))
 
 -- name: release_recipients
-UPDATE recipient SET state = 'pending', due = ? WHERE message = ? AND state = 'held'
+UPDATE recipient SET state = 'pending', due = ?
+WHERE state = 'held' AND message IN (SELECT value FROM json_each(?))
+
+-- name: hasten_recipients
+UPDATE recipient SET due = ? WHERE state = 'pending' AND message IN (SELECT value FROM json_each(?))
+
+-- name: recipients_of
+SELECT count(*) FROM recipient WHERE message IN (SELECT value FROM json_each(?))
+
+-- name: messages_with
+-- How many of them have a recipient in that state.
+SELECT count(DISTINCT message) FROM recipient WHERE state = ? AND message IN (SELECT value FROM json_each(?))
+
+-- name: date_messages
+UPDATE message SET due = (SELECT min(min(recipient.due), message.expires) FROM recipient
+    WHERE recipient.message = message.key AND state = 'pending')
+WHERE key IN (SELECT value FROM json_each(?)) AND aside IS NULL
+
+-- name: forget_waits
+UPDATE message SET waits_for = '' WHERE key IN (SELECT value FROM json_each(?))
+
+-- name: give_up
+UPDATE message SET given_up = 1, waits_for = '', due = ? WHERE key IN (SELECT value FROM json_each(?))
 
 -- name: clear_aside
-UPDATE message SET aside = NULL WHERE key = ? AND aside IS NOT NULL
+UPDATE message SET aside = NULL WHERE key IN (SELECT value FROM json_each(?)) AND aside IS NOT NULL
 
 -- name: set_aside
 UPDATE message SET aside = ?, due = NULL, owner = NULL, token = token + 1 WHERE key = ?
@@ -140,7 +180,7 @@ SELECT count(*) FROM message
 
 -- name: select_claimed
 SELECT id, file, sender, listener, client, body_8bit, size, checksum, created, expires, token, until,
-    possible_duplicate FROM message WHERE key = ? AND owner = ?
+    possible_duplicate, waits_for, warned, given_up FROM message WHERE key = ? AND owner = ?
 
 -- name: select_recipients
 SELECT number, mailbox, state, attempts, due, last_code, last_enhanced, last_text, last_host
@@ -156,12 +196,14 @@ SELECT count(*), coalesce(sum(owner IS NOT NULL), 0), coalesce(sum(size), 0), co
     (SELECT count(*) FROM recipient WHERE message IN (SELECT key FROM message WHERE aside IS NOT NULL))
 FROM message WHERE aside IS NULL
 
--- name: list_keys
-SELECT key FROM message WHERE key > ? ORDER BY key LIMIT ?
+-- name: list_messages
+SELECT key, id, sender, size, created, expires_wall, coalesce(holder.name, ''), possible_duplicate,
+    coalesce(aside, ''), waits_for
+FROM message LEFT JOIN holder ON holder.number = message.owner WHERE key > ? ORDER BY key LIMIT ?
 
--- name: select_listed
-SELECT id, sender, size, created, expires_wall, coalesce(holder.name, ''), possible_duplicate, coalesce(aside, '')
-FROM message LEFT JOIN holder ON holder.number = message.owner WHERE key = ?
+-- name: list_recipients
+SELECT message, number, mailbox, state, attempts, due, last_code, last_enhanced, last_text, last_host
+FROM recipient WHERE message BETWEEN ? AND ? ORDER BY message, number
 
 -- name: select_content
 SELECT file, size FROM message WHERE key = ?
