@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from relay.config.schema import Config
 from relay.mail import reply
-from relay.mail.address import Mailbox
+from relay.mail.address import Mailbox, domain_of
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
@@ -153,7 +153,7 @@ class ExpressAttempt:
         )
         if len(judged.failures) == len(tried):
             self.content.close()
-            self._answer(client_reply(answers), NO_TEXT)
+            self._answer(client_reply(answers, lane.classify), NO_TEXT)
             return
         dispatch.background(dispatch.store_rest(self, judged, self._answer))
 
@@ -257,7 +257,22 @@ class Dispatch:
             content.close()
             answer(reply.OK_DELIVERED, envelope.id)
             return
-        self.queue(envelope, content, answer, "route")
+        if route.action is not Action.DELIVER:
+            self.queue(envelope, content, answer, "route")
+            return
+        recipients = envelope.recipients
+        if route.by_domain and any(domain_of(one) != domain_of(recipients[0]) for one in recipients[1:]):
+            self.queue(envelope, content, answer, "routes")
+            return
+        lanes = self.lanes.known(route, recipients[0])
+        if not lanes:  # nothing is asked of the DNS while a client waits
+            self.queue(envelope, content, answer, "mx")
+        elif lanes[0].has_room():
+            attempt = ExpressAttempt(self, envelope, content, answer, lanes)
+            self._attempts.append(attempt)
+            attempt.start()
+        else:
+            self.queue(envelope, content, answer, "busy" if lanes[0].up else "down")
 
     def _common_route(self, recipients: Sequence[Mailbox]) -> Route | None:
         route = self.lanes.of(recipients[0])

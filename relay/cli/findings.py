@@ -15,9 +15,10 @@ from enum import StrEnum
 from typing import Final
 
 from relay.cli.certificate import CertificateFault, covers, examine
+from relay.config.addresses import split_address
 from relay.config.destination import Host, parse_next_hop
 from relay.config.origin import Problem
-from relay.config.schema import Config, Mode, Role, split_address
+from relay.config.schema import Config, Mode, Role
 from relay.directory.key import read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import Snapshot

@@ -16,7 +16,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-from relay.config.destination import HOSTS, Exchangers, parse_next_hop
+from relay.config.addresses import own_host, split_address, split_dns_server
+from relay.config.destination import HOSTS, parse_next_hop
 from relay.config.invalid import Invalid
 from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
@@ -69,30 +70,6 @@ class LineEndings(StrEnum):
     REFUSE = "refuse"
 
 
-_ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})")
-_ADDRESS_HINT: Final = "write ADDRESS:PORT with numbers, e.g. 0.0.0.0:25 or [::]:25"
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """``192.0.2.1:25`` or ``[2001:db8::1]:25`` as (address, port); raises Invalid."""
-    found = _ADDRESS.fullmatch(text)
-    if found is None:
-        raise Invalid(f'"{text}" is not an address with a port', _ADDRESS_HINT)
-    address = found["six"] or found["four"]
-    try:
-        ipaddress.ip_address(address)
-    except ValueError:
-        raise Invalid(f'"{address}" is not an IP address', _ADDRESS_HINT) from None
-    return address, _port(found["port"])
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise Invalid(f"there is no port {port}", "write a port from 1 to 65535")
-    return port
-
-
 def _socket_address(value: str) -> str:
     split_address(value)
     return value
@@ -100,8 +77,6 @@ def _socket_address(value: str) -> str:
 
 def _next_hop(value: str) -> str:
     target = parse_next_hop(value)
-    if isinstance(target, tuple) and any(isinstance(one, Exchangers) for one in target):
-        raise Invalid(f'"{value}" asks for mail exchangers, which is not there yet', "write smtp:[host]")
     if isinstance(target, tuple) and len(target) > 1:
         raise Invalid(f'"{value}" names several next hops', "write each as an item of the list")
     return value
@@ -111,6 +86,11 @@ def _next_hops(values: list[str]) -> list[str]:
     if len(values) > 1 and any(not isinstance(parse_next_hop(value), tuple) for value in values):
         raise Invalid("error:, retry: and discard: stand alone", "leave one of them, or the next hops")
     return values
+
+
+def _dns_server(value: str) -> str:
+    split_dns_server(value)
+    return value
 
 
 def _host_name(value: str) -> str:
@@ -293,8 +273,9 @@ class Route(Section):
         Field(min_length=1, max_length=HOSTS, examples=[["smtp:[exchange.example.com]:25"]]),
         AfterValidator(_next_hops),
     ]
-    """In order of preference: smtp:[host]:port or lmtp:[host]:port, the next one is used while one is down;
-    or alone: error:, retry: or discard: with a text."""
+    """In order of preference: smtp:[host]:port or lmtp:[host]:port for this host, smtp:example.com for the mail exchangers
+    of a domain, smtp: for those of the recipient's; the next one is used while one is down. Or alone: error:, retry: or
+    discard: with a text."""
     weights: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(max_length=HOSTS)] = []
     """One number for each next hop: its share of the mail. 0: only while those with a share are down. Empty: by order."""
 
@@ -306,6 +287,20 @@ class Routing(Section):
     """File in the syntax of Postfix's transport(5); read at the start and by relay reload."""
     table: Annotated[str, Field(strict=True)] = ""
     """The same, written here between triple quotes."""
+
+
+class Dns(Section):
+    """Looking up mail exchangers. Only routes without brackets need it."""
+
+    servers: Annotated[list[Annotated[str, AfterValidator(_dns_server)]], Field(max_length=8)] = []
+    """Resolvers, asked in this order: ADDRESS or ADDRESS:PORT. Empty: those of /etc/resolv.conf."""
+    timeout_s: Annotated[float, Field(gt=0, le=30)] = 2.0
+    """Wait for one answer of one server, seconds; each server is asked twice."""
+    families: Annotated[list[Literal["ipv4", "ipv6"]], Field(min_length=1, max_length=2)] = ["ipv4", "ipv6"]
+    """Which addresses of a mail exchanger are used, and which first."""
+    own_hosts: Annotated[list[Annotated[str, AfterValidator(own_host)]], Field(max_length=100)] = []
+    """Names and addresses that lead to this relay besides its own, such as those of a balancer or of NAT: mail never
+    goes to a mail exchanger that is among them."""
 
 
 class Delivery(Section):
@@ -438,6 +433,7 @@ class Config(Section):
     domain: Annotated[list[Domain], Field(max_length=TABLES)] = []
     route: Annotated[list[Route], Field(max_length=TABLES)] = []
     routing: Routing = Routing()
+    dns: Dns = Dns()
     delivery: Delivery = Delivery()
     queue: Queue = Queue()
     directory: Directory = Directory()

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from relay.config.destination import Exchangers
 from relay.config.transport import DEFAULT, parse_table, search_order
 
 KeyPath = tuple[str | int, ...]
@@ -113,8 +112,6 @@ def _transport(tables: Mapping[str, object]) -> Iterator[Fault]:
             if line.target is None and written.isdisjoint(search_order(line.pattern)):
                 what = f'"{line.pattern}" is left to [[route]], and no such table fits it'
                 yield Fault(at, what, "write smtp: for the mail exchangers of the domain")
-            elif isinstance(line.target, tuple) and any(isinstance(one, Exchangers) for one in line.target):
-                yield Fault(at, "mail exchangers are not looked up yet", "write smtp:[host]")
             elif line.target is not None and line.pattern in written:
                 yield Fault(at, f'"{line.pattern}" has a [[route]] table as well', "remove one of the two")
 

@@ -322,7 +322,7 @@ class Connection(asyncio.Protocol):
         self.deadline = float("inf")
         if attempt is not None:
             self.lane.answered(health or answer)
-            attempt.done([given or answer for given in self._answers], self.lane.name)
+            attempt.done([given or answer for given in self._answers], self.lane.label)
 
     def _fail(self, text: str) -> None:
         """Nothing can be said any more: code 0 for whoever has no answer yet."""

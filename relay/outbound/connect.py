@@ -14,6 +14,7 @@ from aiosmtplib import SMTP
 
 from relay.mail.answer import Answer, Stage
 from relay.outbound.client import Capabilities, Connection, split_text
+from relay.outbound.lmtp import LmtpConnection
 
 if TYPE_CHECKING:
     from relay.outbound.lane import Lane
@@ -42,11 +43,11 @@ def tls_context(policy: Literal["off", "opportunistic", "verified"]) -> ssl.SSLC
     return context
 
 
-async def connect(lane: Lane, context: ssl.SSLContext | None, *, required: bool) -> Connection:
-    """A connection that is ready for MAIL. Raises ConnectFailed (TlsFailed for STARTTLS)."""
+async def connect(lane: Lane, address: str, context: ssl.SSLContext | None, *, required: bool) -> Connection:
+    """A connection to ``address`` of the next hop that is ready for MAIL. Raises ConnectFailed (TlsFailed for STARTTLS)."""
     hop = lane.next_hop
     client = SMTP(
-        hostname=hop.host, port=hop.port, timeout=lane.connect_timeout_s, use_tls=False, start_tls=False,
+        hostname=address, port=hop.port, timeout=lane.connect_timeout_s, use_tls=False, start_tls=False,
         local_hostname=lane.hostname, tls_context=context,
     )  # fmt: skip
     stage = Stage.CONNECT
@@ -89,6 +90,12 @@ def _failed(stage: Stage) -> type[ConnectFailed]:
 
 
 async def _hello(client: SMTP, lane: Lane) -> None:
+    if lane.next_hop.protocol == "lmtp":
+        response = await client.execute_command(b"LHLO", lane.hostname.encode("ascii"), timeout=lane.command_timeout_s)
+        if response.code != 250:
+            raise aiosmtplib.SMTPHeloError(response.code, response.message)
+        client.last_ehlo_response = response
+        return
     try:
         await client.ehlo(hostname=lane.hostname, timeout=lane.command_timeout_s)
     except aiosmtplib.SMTPHeloError as error:
@@ -112,7 +119,8 @@ def _take_over(lane: Lane, client: SMTP) -> Connection:
         eight_bit="8bitmime" in offers,
         tls=(tls.version() or "") if tls is not None else "",
     )
-    connection = Connection(lane, transport, capabilities, lane.now())
+    kind = LmtpConnection if lane.next_hop.protocol == "lmtp" else Connection
+    connection = kind(lane, transport, capabilities, lane.now())
     transport.set_protocol(connection)
     # The library's object must not close what is ours now.
     client.transport = None

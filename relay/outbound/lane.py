@@ -12,18 +12,23 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from relay.config.schema import Config
 from relay.mail.answer import Answer, Stage
 from relay.outbound.attempt import Attempt
 from relay.outbound.client import Connection
 from relay.outbound.connect import ConnectFailed, TlsFailed, connect, tls_context
+from relay.policy.outcome import classify, classify_foreign
 from relay.policy.route import NextHop
 from relay.telemetry.maillog import MailLog
 
 BACKOFF_S: Final = 60.0
 """Longest wait before a next hop that is down is tried again."""
+MX_IDLE_S: Final = 10.0
+"""A connection to a mail exchanger that is idle for longer is closed: others need the place, there and here."""
+MX_LABEL: Final = "mx"
+"""Label in metrics of all hosts found by MX: their names are everybody's, and without end."""
 PLAIN_AFTER_TLS_FAILURE_S: Final = 600.0
 """How long opportunistic TLS is left alone with a next hop whose STARTTLS failed."""
 
@@ -31,9 +36,19 @@ PLAIN_AFTER_TLS_FAILURE_S: Final = 600.0
 class Lane:
     """All that one worker knows of one next hop."""
 
-    def __init__(self, next_hop: NextHop, config: Config, live_workers: int, log: MailLog) -> None:
+    def __init__(
+        self, next_hop: NextHop, config: Config, live_workers: int, log: MailLog,
+        origin: Literal["route", "mx"] = "route",
+    ) -> None:  # fmt: skip
         self.next_hop = next_hop
         self.name = next_hop.name
+        self.origin = origin
+        self.label = next_hop.name if origin == "route" else MX_LABEL
+        self._level = "error" if origin == "route" else "info"  # what others run is not the operator's to mend
+        self.classify = classify if origin == "route" else classify_foreign
+        self.addresses: tuple[str, ...] = ()
+        self.retired: Callable[[Lane], None] | None = None
+        self.used = 0.0
         self.log = log
         self.now: Callable[[], float] = time.monotonic
         self.retry_at = 0.0
@@ -63,7 +78,7 @@ class Lane:
         self.command_timeout_s = delivery.command_timeout_s
         self.final_reply_timeout_s = delivery.final_reply_timeout_s
         self._reuse_s = delivery.reuse_s
-        self._idle_s = delivery.idle_s
+        self._idle_s = delivery.idle_s if self.origin == "route" else min(delivery.idle_s, MX_IDLE_S)
         self._max_failures = delivery.failures
         self._first_retry_s = config.queue.retry_s[0]
         self._tls = tls_context(delivery.tls)
@@ -108,7 +123,7 @@ class Lane:
             connection.start(attempt, now)
             return
         if not self.worth_trying:
-            attempt.done([self.failure()] * len(attempt.recipients), self.name)
+            attempt.done([self.failure()] * len(attempt.recipients), self.label)
             return
         (self._express if express else self._queued).append(attempt)
         self._open_more()
@@ -127,7 +142,7 @@ class Lane:
         answer = Answer(Stage.CONNECT, 0, "", "no connection became free")
         for attempt in [waiting for waiting in self._queued if waiting.started < before]:
             self._queued.remove(attempt)
-            attempt.done([answer] * len(attempt.recipients), self.name)
+            attempt.done([answer] * len(attempt.recipients), self.label)
 
     def failure(self) -> Answer:
         """Why nothing can be delivered now."""
@@ -140,6 +155,8 @@ class Lane:
     # --- connections ---------------------------------------------------------------------------------------------------
 
     def _open_more(self) -> None:
+        if self.retired is not None:
+            self.retired(self)
         wanted = len(self._express) + len(self._queued)
         if self.retry_at:  # one probe, even when an old connection hangs
             wanted, limit = min(wanted, 1), self._full_limit
@@ -167,18 +184,26 @@ class Lane:
         self.released(opened)
 
     async def _connect(self) -> Connection | Answer:
-        """A connection, or why there is none."""
+        """A connection, or why there is none: to the first of its addresses that takes one (RFC 5321 §5.1)."""
+        opened: Connection | Answer = Answer(Stage.CONNECT, 0, "", "no address")
+        for address in self.addresses or (self.next_hop.host,):
+            opened = await self._connect_to(address)
+            if not isinstance(opened, Answer):
+                break
+        return opened
+
+    async def _connect_to(self, address: str) -> Connection | Answer:
         context = None if self.now() < self._plain_until else self._tls
         try:
             try:
-                return await connect(self, context, required=self._tls_required)
+                return await connect(self, address, context, required=self._tls_required)
             except TlsFailed as error:
                 if self._tls_required:
                     raise
                 if self.now() >= self._plain_until:  # connections opened at the same time fail together: one alarm
-                    self.log.alarm("next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
+                    self.log.note(self._level, "next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
                 self._plain_until = self.now() + PLAIN_AFTER_TLS_FAILURE_S
-                return await connect(self, None, required=False)
+                return await connect(self, address, None, required=False)
         except ConnectFailed as error:
             return error.answer
         except Exception as error:  # noqa: BLE001 - the boundary of this task: whoever waits for the connection must hear of it
@@ -201,12 +226,14 @@ class Lane:
         self._express.clear()
         self._queued.clear()
         for attempt in waiting:
-            attempt.done([answer] * len(attempt.recipients), self.name)
+            attempt.done([answer] * len(attempt.recipients), self.label)
 
     def _go_down(self, answer: Answer) -> None:
         now = self.now()
         if not self.retry_at:
-            self.log.alarm("next_hop_down", next_hop=self.name, stage=answer.stage, code=answer.code, cause=answer.text)
+            self.log.note(
+                self._level, "next_hop_down", next_hop=self.name, stage=answer.stage, code=answer.code, cause=answer.text
+            )  # fmt: skip
         wait = min(self._first_retry_s, self._backoff, BACKOFF_S)
         self.retry_at = now + wait
         self._backoff = min(self._backoff * 2, BACKOFF_S)
@@ -216,7 +243,7 @@ class Lane:
     def _come_up(self) -> None:
         self.retry_at = 0.0
         self._backoff = 1.0
-        self.log.alarm("next_hop_up", next_hop=self.name)
+        self.log.note("info", "next_hop_up", next_hop=self.name)
 
     def released(self, connection: Connection) -> None:
         """A connection is free: give it the next message, express and queue in turn."""
@@ -278,8 +305,15 @@ class Lane:
             c for c in self._idle if now - c.idle_since > self._idle_s or now - c.opened > self._reuse_s
         ]:
             connection.quit()
-        if self.retry_at and now >= self.retry_at and not (self._opening or self._connections or self.draining):
+        # Strangers are probed by mail for them only.
+        due = self.retry_at and now >= self.retry_at and self.origin == "route"
+        if due and not (self._opening or self._connections or self.draining):
             self._open_one()
+
+    @property
+    def empty(self) -> bool:
+        """True while it holds neither mail nor connections."""
+        return not (self._express or self._queued or self._connections or self._opening)
 
     @property
     def busy(self) -> bool:

@@ -1,18 +1,39 @@
-"""Owns: the lanes of one worker, one for each next hop of the configuration, and the choice among a route's."""
+"""Owns: the lanes of one worker: one for each next hop of the configuration, and one for each mail exchanger in use, which
+come and go; and the choice among a route's.
+"""
 
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Iterator
+from typing import Final
 
+from relay.config.addresses import split_dns_server
 from relay.config.schema import Config
-from relay.mail.address import Mailbox
-from relay.outbound.lane import Lane
-from relay.policy.route import NextHop, Route, RouteTable, shared_out
+from relay.mail.address import Mailbox, domain_of
+from relay.mail.answer import Answer, Stage
+from relay.net.dns import Resolver, system_servers
+from relay.outbound.lane import MX_LABEL, Lane
+from relay.outbound.mx import Exchanges
+from relay.policy.exchange import Exchanger, in_turn
+from relay.policy.route import Goal, NextHop, Route, RouteTable, shared_out
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics, NextHopState
 
 SWEEP_S = 0.2
 """How often connections are looked at for deadlines: a next-hop time-out is at most this much late."""
+MX_LANES: Final = 1_000
+"""Mail exchangers one worker deals with at once. More than the messages it works on (queue.active), fewer than descriptors."""
+MX_LANE_S: Final = 300.0
+"""A mail exchanger without mail is forgotten after this long, and with it that it was down."""
+
+_FULL: Final = Answer(Stage.ROUTE, 451, "4.4.5", "too many mail exchangers are in use")
+
+
+def dns_servers(config: Config) -> tuple[tuple[str, int], ...]:
+    """The resolvers to ask."""
+    return tuple(map(split_dns_server, config.dns.servers)) or system_servers()
 
 
 class Lanes:
@@ -22,12 +43,22 @@ class Lanes:
         self._log = log
         self._metrics = metrics
         self._lanes: dict[NextHop, Lane] = {}
+        self._found: dict[NextHop, Lane] = {}
+        self._leaving: set[Lane] = set()
         self._states: dict[Lane, NextHopState] = {}
+        self._draining = False
+        self._mx_shown = False
         self.live_workers = live_workers
+        self._config = config
+        self._resolver = Resolver(dns_servers(config), config.dns.timeout_s)
+        self._exchanges = Exchanges(config, self._resolver)
         self.configure(config, live_workers)
 
     def configure(self, config: Config, live_workers: int) -> None:
         """Take over a (new) configuration, or another number of workers."""
+        if config is not self._config:
+            self._resolver.configure(dns_servers(config), config.dns.timeout_s)
+            self._exchanges.configure(config)
         self._config = config
         self.live_workers = live_workers
         self.routes = RouteTable(config)
@@ -38,22 +69,111 @@ class Lanes:
                 self._lanes[hop] = Lane(hop, config, live_workers, self._log)
             else:
                 lane.configure(config, live_workers)
-        for hop in [h for h, lane in self._lanes.items() if h not in named and not lane.busy]:
-            self._lanes.pop(hop).close()
+        for lane in [*self._found.values(), *self._leaving]:
+            lane.configure(config, live_workers)
+        for hop in [h for h in self._lanes if h not in named]:
+            lane = self._lanes.pop(hop)
+            self._leaving.add(lane)  # swept until it is empty
 
     def of(self, mailbox: Mailbox) -> Route | None:
         """The route of a recipient."""
         return self.routes.find(mailbox)
 
+    # --- the lanes of a route ------------------------------------------------------------------------------------------
+
     def candidates(self, route: Route) -> list[Lane]:
-        """The route's lanes: first those that are up, then those to be probed; each group in order of preference."""
+        """The lanes of a route of hosts: first those that are up, then those to be probed; each group in order of
+        preference.
+        """
         lanes = [self._lanes[hop] for hop in route.next_hops]
         if len(lanes) == 1:
             return lanes
         if route.weights:
             lanes = [lanes[number] for number in shared_out(route.weights, [random.random() for _ in lanes])]
             lanes.sort(key=lambda lane: not lane.has_room())  # a busy one's share goes to the others, not to the disk
-        return sorted(lanes, key=lambda lane: 0 if lane.up else 1 if lane.worth_trying else 2)
+        return _healthy_first(lanes)
+
+    def known(self, route: Route, mailbox: Mailbox) -> list[Lane]:
+        """The same for any route, where nothing has to be asked and the first choice has a lane; else none."""
+        lanes: list[Lane] = []
+        for goal in self._in_order(route):
+            if isinstance(goal, NextHop):
+                lanes.append(self._lanes[goal])
+                continue
+            found = self._exchanges.known(goal.domain or domain_of(mailbox))
+            if found is None:
+                return []
+            for one in self._turns(found):
+                lane = self._found.get(NextHop(one.host, goal.port))
+                if lane is not None:
+                    lane.used = time.monotonic()
+                    lanes.append(lane)
+                elif not lanes:
+                    return []
+        return _healthy_first(lanes)
+
+    async def find(self, route: Route, mailbox: Mailbox) -> list[Lane] | Answer:
+        """The same, whatever it takes; or what the recipients get when the DNS knows no way."""
+        lanes: list[Lane] = []
+        refused: Answer | None = None
+        for goal in self._in_order(route):
+            if isinstance(goal, NextHop):
+                lanes.append(self._lanes[goal])
+                continue
+            found = await self._exchanges.find(goal.domain or domain_of(mailbox))
+            if isinstance(found, Answer):
+                refused = found if refused is None or found.code < refused.code else refused
+                continue
+            hosts = [lane for one in self._turns(found) if (lane := self._lane_for(one, goal.port)) is not None]
+            lanes += hosts
+            if not hosts:
+                refused = _FULL
+        return _healthy_first(lanes) if lanes else refused or _FULL
+
+    @staticmethod
+    def _in_order(route: Route) -> list[Goal]:
+        if not route.weights:
+            return list(route.goals)
+        return [route.goals[number] for number in shared_out(route.weights, [random.random() for _ in route.goals])]
+
+    @staticmethod
+    def _turns(found: tuple[Exchanger, ...] | Answer) -> list[Exchanger]:
+        return [] if isinstance(found, Answer) else in_turn(found, [random.random() for _ in found])
+
+    def _lane_for(self, one: Exchanger, port: int) -> Lane | None:
+        hop = NextHop(one.host, port)
+        lane = self._found.get(hop)
+        if lane is None:
+            if len(self._found) >= MX_LANES and not self._make_room():
+                return None
+            lane = self._found[hop] = Lane(hop, self._config, self.live_workers, self._log, "mx")
+            lane.draining = self._draining
+        lane.addresses = one.addresses
+        lane.used = time.monotonic()
+        return lane
+
+    def _make_room(self) -> bool:
+        empty = min((lane for lane in self._found.values() if lane.empty), key=lambda lane: lane.used, default=None)
+        if empty is None:
+            return False
+        self._retire(empty)
+        return True
+
+    def _retire(self, lane: Lane) -> None:
+        """Forget a mail exchanger. An attempt that had it as its second choice may still come: then it is back."""
+        del self._found[lane.next_hop]
+        lane.retired = self._revive
+
+    def _revive(self, lane: Lane) -> None:
+        lane.retired = None
+        self._leaving.add(lane)
+
+    # --- upkeep --------------------------------------------------------------------------------------------------------
+
+    def _all(self) -> Iterator[Lane]:
+        yield from self._lanes.values()
+        yield from self._found.values()
+        yield from self._leaving
 
     def sweep(self) -> None:
         """Deadlines and figures; called every SWEEP_S."""
@@ -64,23 +184,48 @@ class Lanes:
             if self._states.get(lane) != state:
                 self._states[lane] = state
                 self._metrics.next_hop_state(lane.name, state)
+        if self._found or self._leaving or self._mx_shown:
+            self._sweep_found()
+
+    def _sweep_found(self) -> None:
+        self._mx_shown = True
+        before = time.monotonic() - MX_LANE_S
+        for lane in list(self._found.values()):
+            lane.sweep()
+            if lane.used < before and lane.empty:
+                self._retire(lane)
+        for lane in list(self._leaving):
+            lane.sweep()
+            if lane.empty:
+                self._leaving.discard(lane)
+                self._states.pop(lane, None)
+                lane.retired = self._revive
+                if lane.origin == "route" and lane.next_hop not in self._lanes:
+                    self._metrics.next_hop_connections(lane.name, 0)
+        self._metrics.next_hop_connections(MX_LABEL, sum(lane.connections for lane in self._found.values()))
 
     def turn_away(self) -> None:
         """Make room for mail to other next hops where one hangs."""
-        for lane in list(self._lanes.values()):
+        for lane in list(self._all()):
             lane.turn_away()
 
     @property
     def busy(self) -> bool:
         """True while any lane has work."""
-        return any(lane.busy for lane in self._lanes.values())
+        return any(lane.busy for lane in self._all())
 
     def drain(self) -> None:
         """Take no express mail any more."""
-        for lane in self._lanes.values():
+        self._draining = True
+        for lane in self._all():
             lane.draining = True
 
     def close(self) -> None:
         """QUIT to all that is idle."""
-        for lane in self._lanes.values():
+        self._resolver.close()
+        for lane in list(self._all()):
             lane.close()
+
+
+def _healthy_first(lanes: list[Lane]) -> list[Lane]:
+    return sorted(lanes, key=lambda lane: 0 if lane.up else 1 if lane.worth_trying else 2)

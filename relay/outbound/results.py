@@ -87,10 +87,10 @@ class Results:
         """Log and count an attempt in which everybody was served: the hot path."""
         log, metrics = self._log, self._metrics
         delay = time.time() - created
-        host = lane.name
-        metrics.sent(host, size)
+        host, label = lane.name, lane.label
+        metrics.sent(label, size)
         for mailbox, answer in zip(recipients, answers, strict=True):
-            metrics.delivery(host, "delivered")
+            metrics.delivery(label, "delivered")
             log.result(queue_id, mailbox, host, "sent", answer.code, answer.enhanced, answer.text, delay, via, attempts)
         if lane.misconfigured:
             self._mended(lane)
@@ -124,11 +124,11 @@ class Results:
         deferred: list[Deferral] = []
         failures: list[Failure] = []
         delivered, unknown = 0, False
-        host = lane.name if lane is not None else ""
+        host, label = (lane.name, lane.label) if lane is not None else ("", NO_HOP)
         delay = time.time() - created
         now, dice = boot_clock(), random.random()  # one of each: recipients that failed together are tried together
         for one, answer in zip(tried, answers, strict=True):
-            outcome = classify(answer)
+            outcome = classify(answer) if lane is None else lane.classify(answer)
             if outcome is Outcome.REFUSED and self._soft_bounce:
                 outcome = Outcome.DEFERRED
             unknown = unknown or (answer.stage is Stage.FINAL and not answer.code)
@@ -153,13 +153,13 @@ class Results:
                         status = "expired"
                     else:
                         deferred.append(self._deferral(one, answer, lane, now, dice))
-            self._metrics.delivery(host or NO_HOP, counted)
+            self._metrics.delivery(label, counted)
             self._log.result(
                 envelope.id, one.mailbox, host, status, answer.code, answer.enhanced, answer.text, delay, via,
                 one.attempts + 1,
             )  # fmt: skip
         if delivered:
-            self._metrics.sent(host, size)
+            self._metrics.sent(label, size)
             if lane is not None and lane.misconfigured:
                 self._mended(lane)
         return Judged(delivered, tuple(finished), tuple(deferred), tuple(failures), unknown)

@@ -262,27 +262,49 @@ class Runner:
         if delivery.content.memory is not None:
             delivery.counted = True
             self._octets += delivery.content.size
-        groups: dict[Route | None, list[Tried]] = {}
-        if len(tried) == 1:
-            groups[self._lanes.of(tried[0].mailbox)] = [tried[0]]
-        else:
-            for one in tried:
-                groups.setdefault(self._lanes.of(one.mailbox), []).append(one)
+        groups = self._groups(tried)
         delivery.pending = len(groups)
         if len(groups) > 1:
             delivery.turn = asyncio.Lock()
-        for route, members in groups.items():
+        for route, members in groups:
             if route is None:
                 self._finish_unsent(delivery, members, _no_route(members[0].mailbox), None)
                 continue
             if route.action is not Action.DELIVER:
                 self._decided(delivery, members, route)
                 continue
-            lanes = self._lanes.candidates(route)
+            if route.static:
+                lanes = self._lanes.candidates(route)
+            else:
+                lanes = self._lanes.known(route, members[0].mailbox)
+                if not lanes:
+                    self._spawn(self._find(delivery, members, route))
+                    continue
             if not lanes[0].worth_trying:
                 self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0])
                 continue
             QueueAttempt(self, delivery, members, lanes).start()
+
+    def _groups(self, tried: Sequence[Tried]) -> list[tuple[Route | None, list[Tried]]]:
+        """Recipients that travel together."""
+        if len(tried) == 1:
+            return [(self._lanes.of(tried[0].mailbox), [tried[0]])]
+        groups: dict[tuple[Route | None, str], list[Tried]] = {}
+        for one in tried:
+            route = self._lanes.of(one.mailbox)
+            domain = domain_of(one.mailbox) if route is not None and route.by_domain else ""
+            groups.setdefault((route, domain), []).append(one)
+        return [(route, members) for (route, _), members in groups.items()]
+
+    async def _find(self, delivery: Delivery, tried: Sequence[Tried], route: Route) -> None:
+        """The next hops have to be looked up first."""
+        lanes = await self._lanes.find(route, tried[0].mailbox)
+        if isinstance(lanes, Answer):
+            self._finish_unsent(delivery, tried, lanes, None)
+        elif not lanes[0].worth_trying:
+            self._finish_unsent(delivery, tried, lanes[0].failure(), lanes[0])
+        else:
+            QueueAttempt(self, delivery, tried, lanes).start()
 
     def _decided(self, delivery: Delivery, tried: Sequence[Tried], route: Route) -> None:
         """The route says what becomes of these, no next hop is asked."""

@@ -21,7 +21,7 @@ any other 5xx                                                         REFUSED
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -124,6 +124,16 @@ def classify(answer: Answer) -> Outcome:
     return Outcome.DEFERRED if too_many and stage in _RECIPIENT_STAGES else Outcome.REFUSED
 
 
+def classify_foreign(answer: Answer) -> Outcome:
+    """The same for a host that was found by MX. Nobody here can mend it, so there is no fault of ours to wait for: a 5xx
+    about the message, its sender or a recipient is reported at once, one before MAIL is tried again elsewhere or later.
+    """
+    outcome = classify(answer)
+    if outcome is not Outcome.OUR_FAULT:
+        return outcome
+    return Outcome.DEFERRED if answer.stage in _SESSION_STAGES else Outcome.REFUSED
+
+
 def _is_about_mail(code: int, enhanced: str) -> bool:
     if enhanced in _ABOUT_SENDER or enhanced in _ABOUT_MESSAGE:
         return True
@@ -208,13 +218,13 @@ def advice(answer: Answer) -> str:
 _TELLING: Final = {Stage.ROUTE: 0, Stage.RCPT: 0, Stage.MAIL: 1, Stage.DATA: 2, Stage.FINAL: 3}
 
 
-def client_reply(answers: Sequence[Answer]) -> Kind:
+def client_reply(answers: Sequence[Answer], judge: Callable[[Answer], Outcome] = classify) -> Kind:
     """What an express client is told when *all* recipients were refused for good: the most telling of the answers.
 
     That is the one of the latest stage, there one with a specific enhanced code, there the first. Raises ValueError
     when an answer is no refusal: such a message belongs to the queue, and a 5xx would lose it for that recipient.
     """
-    if not answers or any(classify(answer) is not Outcome.REFUSED for answer in answers):
+    if not answers or any(judge(answer) is not Outcome.REFUSED for answer in answers):
         raise ValueError("a refusal is passed on only when every recipient was refused for good")
     best = max(answers, key=lambda answer: (_TELLING[answer.stage], answer.enhanced not in _UNSPECIFIC))
     return from_next_hop(best.code, best.enhanced)

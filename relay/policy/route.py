@@ -77,7 +77,8 @@ class Route:
     """What an entry says. ``name`` is its first pattern, ``at`` where it stands in the configuration.
 
     ``goals`` are in order of preference, or, with ``weights``, shared out by them. ``status`` and ``text`` belong to the
-    actions without goals. ``static``: all goals are hosts, so ``next_hops`` says everything.
+    actions without goals. ``static``: all goals are hosts, so ``next_hops`` says everything. ``by_domain``: the
+    recipients' domains are asked for their exchangers, so only those of one domain travel together.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Route:
     text: str = ""
     next_hops: tuple[NextHop, ...] = ()
     static: bool = False
+    by_domain: bool = False
 
     @property
     def described(self) -> str:
@@ -205,7 +207,8 @@ def _route(name: str, at: KeyPath, target: Target, weights: tuple[int, ...]) -> 
             goals = tuple(map(_goal, destinations))
             hosts = tuple(goal for goal in goals if isinstance(goal, NextHop))
             return Route(
-                name, at, Action.DELIVER, goals, weights, next_hops=hosts, static=len(hosts) == len(goals)
+                name, at, Action.DELIVER, goals, weights, next_hops=hosts, static=len(hosts) == len(goals),
+                by_domain=any(isinstance(goal, Exchange) and not goal.domain for goal in goals),
             )  # fmt: skip
 
 

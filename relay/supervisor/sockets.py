@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from relay.config.schema import Config, Listener, split_address
+from relay.config.addresses import split_address
+from relay.config.schema import Config, Listener
 from relay.supervisor.errors import Refusal
 
 BACKLOG: Final = 4096

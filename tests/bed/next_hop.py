@@ -46,12 +46,13 @@ class NextHop:
         extensions: tuple[str, ...] = ("PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800"),
         certificate: ssl.SSLContext | None = None,
         host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         """Listens at once. With ``certificate`` (a server's context) it offers STARTTLS."""
         self.extensions = extensions
         self.certificate = certificate
         self.host = host
-        self.port = free_port()
+        self.port = port or free_port()
         self.transactions: list[Transaction] = []
         """Every message whose final dot came, in that order."""
         self.commands: list[tuple[int, str]] = []
@@ -123,7 +124,8 @@ class NextHop:
 
     def start(self) -> None:
         """Listen (again), on the same port."""
-        listener = socket.create_server((self.host, self.port), backlog=128)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.create_server((self.host, self.port), family=family, backlog=128)
         self._listener = listener
         self._spawn(self._accept, listener)
 

@@ -176,7 +176,6 @@ def test_weights_are_shares_and_nothing_goes_to_weight_0_first():
     assert all(order[2] == 1 and sorted(order) == [0, 1, 2] for order in orders)
 
 
-@pytest.mark.skip(reason="mail exchangers come next")
 def test_mail_exchangers_are_told_from_hosts():
     routes = table("a.example smtp:\nb.example smtp:other.example:26\nc.example smtp:[192.0.2.1], other.example")
     assert routes.find(Mailbox("x@a.example")).goals == (Exchange("", 25),)
