@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from relay.mail.address import Mailbox
+from relay.mail.terms import PLAIN, Terms
 
 QueueId = NewType("QueueId", str)
 """What log lines, replies, Received and the queue call one message: unique over workers and restarts."""
@@ -15,7 +16,8 @@ QueueId = NewType("QueueId", str)
 class Envelope:
     """Who sent it and who gets it; ``sender`` is empty for the null sender.
 
-    ``body_8bit``: the client said BODY=8BITMIME (RFC 6152). ``client`` is ``host[address]`` for logs.
+    ``body_8bit``: the client said BODY=8BITMIME (RFC 6152). ``client`` is ``host[address]`` for logs. ``terms``: which
+    reports the sender wants, and whether UTF-8 was announced.
     """
 
     id: QueueId
@@ -24,3 +26,4 @@ class Envelope:
     body_8bit: bool
     listener: str
     client: str
+    terms: Terms = PLAIN

@@ -261,6 +261,7 @@ class MemoryStore:
                 d.enhanced if d else "",
                 d.text if d else "",
                 d.host if d else "",
+                new.envelope.terms.of(number),
             )
         message.date()
         return message
@@ -293,7 +294,11 @@ class MemoryStore:
         expired = message.given_up or message.expires <= now
         return Claimed(
             lease=Lease(key, message.token, message.until),
-            envelope=replace(message.new.envelope, recipients=tuple(r.mailbox for r in recipients)),
+            envelope=replace(
+                message.new.envelope,
+                recipients=tuple(r.mailbox for r in recipients),
+                terms=message.new.envelope.terms.only([r.number for r in recipients]),
+            ),
             content=_copy(message.content),
             created=message.new.created,
             expired=expired,

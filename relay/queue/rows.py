@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from relay.mail.address import AddressFault, Mailbox, parse_mailbox
 from relay.mail.envelope import Envelope, QueueId
+from relay.mail.terms import PLAIN, RecipientTerms, Terms, some
 from relay.queue.bodies import file_name
 from relay.queue.store import (
     Claimed,
@@ -49,8 +50,9 @@ class NewRows:
         self.lease = Lease(key, 0 if owner is None else 1, until)
         self.octets = content.memory
         self.file = "" if content.memory is not None else file_name(key)
+        terms = envelope.terms
         self.recipients: list[Row] = [
-            _new_recipient(key, number, mailbox, new.due, tried.get(number))
+            _new_recipient(key, number, mailbox, new.due, tried.get(number), terms)
             for number, mailbox in enumerate(envelope.recipients)
         ]
         expires = now + new.expires_in
@@ -74,18 +76,20 @@ class NewRows:
             until,
             1 if new.possible_duplicate else 0,
             new.waits_for,
+            "" if terms is PLAIN else terms.words,
         )
 
 
-MESSAGE_COLUMNS: Final = 18
+MESSAGE_COLUMNS: Final = 19
 BODY_COLUMNS: Final = 2
-RECIPIENT_COLUMNS: Final = 10
+RECIPIENT_COLUMNS: Final = 11
 _DUE: Final = 5
 
 
-def _new_recipient(key: int, number: int, mailbox: Mailbox, due: float, tried: Deferral | None) -> Row:
+def _new_recipient(key: int, number: int, mailbox: Mailbox, due: float, tried: Deferral | None, terms: Terms) -> Row:
+    said = terms.recipients[number].words if terms.recipients else ""
     if tried is None:
-        return (key, number, mailbox, "pending", 0, due, 0, "", "", "")
+        return (key, number, mailbox, "pending", 0, due, 0, "", "", "", said)
     return (
         key,
         number,
@@ -97,6 +101,7 @@ def _new_recipient(key: int, number: int, mailbox: Mailbox, due: float, tried: D
         tried.enhanced,
         tried.text,
         tried.host,
+        said,
     )
 
 
@@ -131,9 +136,16 @@ def _mailbox(value: object) -> Mailbox:
     return Mailbox(text)
 
 
+def _recipient_terms(value: object) -> RecipientTerms:
+    found = RecipientTerms.read(value) if isinstance(value, str) else None
+    if found is None:
+        raise Unreadable("what was said with a recipient cannot be read")
+    return found
+
+
 def recipient_of(row: Row) -> QueuedRecipient:
     """A recipient from ``select_recipients``. Raises Unreadable."""
-    number, mailbox, state, attempts, due, code, enhanced, text, host = row
+    number, mailbox, state, attempts, due, code, enhanced, text, host, terms = row
     try:
         where = RecipientState(state)
     except ValueError:
@@ -148,6 +160,7 @@ def recipient_of(row: Row) -> QueuedRecipient:
         last_enhanced=_cleaned(enhanced),
         last_text=_cleaned(text),
         last_host=_cleaned(host),
+        terms=_recipient_terms(terms),
     )
 
 
@@ -186,13 +199,16 @@ class ClaimedRow:
         """The whole; its envelope names the recipients still queued."""
         (
             _, _, sender, listener, client, body_8bit, _, _, created, expires, _, _, duplicate, waits_for, warned,
-            given_up,
+            given_up, said,
         ) = self._row  # fmt: skip
         if not recipients:
             raise Unreadable("it has no recipients")
         if recipients[0].number < 0:
             raise Unreadable("a recipient has a negative number")
         expired = bool(given_up) or _seconds(expires) <= now
+        terms = Terms.read(said, some([each.terms for each in recipients])) if isinstance(said, str) else None
+        if terms is None:
+            raise Unreadable("what was said with the message cannot be read")
         return Claimed(
             lease=self.lease(),
             envelope=Envelope(
@@ -202,6 +218,7 @@ class ClaimedRow:
                 body_8bit=bool(_number(body_8bit)),
                 listener=_cleaned(listener),
                 client=_cleaned(client),
+                terms=terms,
             ),
             content=content,
             created=_seconds(created),

@@ -26,6 +26,7 @@ from typing import Final, Protocol, TypeVar
 from relay.mail.address import Mailbox
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
+from relay.mail.terms import PLAIN_RECIPIENT, RecipientTerms
 
 T = TypeVar("T")
 
@@ -88,7 +89,8 @@ class QueuedRecipient:
     """One recipient of a queued message. ``number`` is its index in the envelope as it was put.
 
     ``due`` is on the boot clock (seconds, ``time.clock_gettime(CLOCK_BOOTTIME)``), so clock jumps do not move it.
-    The ``last_*`` fields are the most recent failure: code 0 and empty texts before the first.
+    The ``last_*`` fields are the most recent failure: code 0 and empty texts before the first. ``terms`` says which
+    reports the sender wants about this recipient.
     """
 
     number: int
@@ -100,6 +102,7 @@ class QueuedRecipient:
     last_enhanced: str
     last_text: str
     last_host: str
+    terms: RecipientTerms = PLAIN_RECIPIENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Final
 
 from relay.mail.address import Mailbox
 from relay.mail.envelope import QueueId
+from relay.mail.terms import PLAIN_RECIPIENT, RecipientTerms
 from relay.queue.database import connect_readonly, fault
 from relay.queue.layout import Layout
 from relay.queue.rows import Row, listed_of
@@ -129,7 +130,7 @@ def _listed(connection: sqlite3.Connection, rows: Sequence[Row]) -> list[Listed]
 
 def _recipient(row: Row) -> QueuedRecipient:
     """As it is, for a person to look at: an unknown state counts as held, for nobody will try it."""
-    number, mailbox, state, attempts, due, code, enhanced, text, host = row
+    number, mailbox, state, attempts, due, code, enhanced, text, host, terms = row
     known = state in {each.value for each in RecipientState}
     return QueuedRecipient(
         number=number,
@@ -141,4 +142,5 @@ def _recipient(row: Row) -> QueuedRecipient:
         last_enhanced=str(enhanced),
         last_text=str(text),
         last_host=str(host),
+        terms=RecipientTerms.read(str(terms)) or PLAIN_RECIPIENT,
     )

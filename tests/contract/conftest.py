@@ -13,6 +13,7 @@ from relay.config.schema import Queue
 from relay.mail.address import Mailbox
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
+from relay.mail.terms import PLAIN, Terms
 from relay.queue.layout import Tuning
 from relay.queue.memory import MemorySpool, MemoryStore
 from relay.queue.prepare import PrepareReport, prepare
@@ -75,6 +76,7 @@ class Bench:
         due: float | None = None,
         expires_in: float = 1000.0,
         deferrals: tuple[Deferral, ...] = (),
+        terms: Terms = PLAIN,
     ) -> NewMessage:
         return NewMessage(
             envelope=Envelope(
@@ -84,6 +86,7 @@ class Bench:
                 body_8bit=True,
                 listener="mx",
                 client="client.example.com[192.0.2.1]",
+                terms=terms,
             ),
             content=content or Content.of(b"Subject: " + name.encode() + b"\r\n\r\nhello\r\n"),
             created=time.time(),
@@ -107,8 +110,13 @@ async def bench(request, tmp_path) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-async def disk(tmp_path) -> AsyncIterator[Bench]:
+async def fresh(tmp_path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path, "sqlite")
-    made.prepare()
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def disk(fresh) -> Bench:
+    fresh.prepare()
+    return fresh

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import pytest
 from relay.config.schema import Queue
 from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.envelope import QueueId
+from relay.mail.terms import PLAIN, Terms
 from relay.queue.bodies import file_name
 from relay.queue.layout import Layout, Tuning, WriteLock
+from relay.queue.statements import MIGRATIONS, migration
 from relay.queue.store import Acted, Action, QueueCorrupt, QueueError, QueueFull, Settlement
 from relay.queue.view import find, header, listing, read_stats
 
@@ -111,6 +114,71 @@ async def test_keys_are_never_used_again(disk):
         seen.add(lease.key)
         await disk.close()
         disk.prepare()
+
+
+@pytest.fixture
+def released(fresh):
+    """A queue as the first schema left it: one message in memory with three recipients, of which one was tried."""
+    layout = Layout.of(fresh.folder)
+    layout.make()
+    body = b"Subject: old\r\n\r\nhello\r\n"
+    with closing(sqlite3.connect(layout.database, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        for statement in migration(1):
+            database.execute(statement)
+        database.execute("PRAGMA user_version = 1")
+        database.execute("INSERT INTO boot (id) VALUES (?)", (fresh.boot,))
+        row = (7, "OLD1", "", "s@example.com", "mx", "c", 1, len(body), zlib.crc32(body), 1e9, 9e9, 5000, 900, 0, 0, 0)
+        database.execute(
+            "INSERT INTO message (key, id, file, sender, listener, client, body_8bit, size, checksum, created,"
+            " expires_wall, expires, due, token, until, possible_duplicate) VALUES (" + ", ".join("?" * 16) + ")",
+            row,
+        )
+        database.execute("INSERT INTO body (key, octets) VALUES (7, ?)", (body,))
+        for number, state, tried in ((0, "pending", 0), (2, "held", 0), (5, "pending", 3)):
+            to = f"r{number}@example.org"
+            last = (451, "4.2.0", "later", "hop") if tried else (0, "", "", "")
+            database.execute(
+                "INSERT INTO recipient (message, number, mailbox, state, attempts, due, last_code, last_enhanced,"
+                " last_text, last_host) VALUES (7, ?, ?, ?, ?, 900, ?, ?, ?, ?)",
+                (number, to, state, tried, *last),
+            )
+    return fresh
+
+
+async def test_a_queue_of_the_first_release_goes_on_with_all_it_holds(released):
+    report = released.prepare()
+    assert (report.migrated_from, report.messages) == (1, 1)
+    assert sql(released, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+    store = await released.store()
+    (claimed,), _ = await store.claim(10)
+    assert (claimed.envelope.id, claimed.envelope.sender) == ("OLD1", "s@example.com")
+    assert claimed.envelope.recipients == ("r0@example.org", "r2@example.org", "r5@example.org")
+    assert claimed.envelope.terms is PLAIN
+    assert claimed.content.memory == b"Subject: old\r\n\r\nhello\r\n"
+    assert [(r.number, r.attempts, r.last_code) for r in claimed.recipients] == [(0, 0, 0), (5, 3, 451)]
+    assert await store.settle(Settlement(claimed.lease, (0,), (released.deferral(5, 60, 4),)))
+    await store.put([released.message("NEW1", leased=False, terms=Terms(ret="FULL"))])
+    (new,), _ = await store.claim(10)
+    assert (new.envelope.id, new.envelope.terms.ret) == ("NEW1", "FULL")
+    assert released.prepare().migrated_from == len(MIGRATIONS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE message SET terms = 'RET=ALL'",
+        "UPDATE message SET terms = x'ff'",
+        "UPDATE recipient SET terms = 'NOTIFY=NEVER,DELAY'",
+        "UPDATE recipient SET terms = 'ORCPT=rfc822;a+0D+0ABcc:x'",
+    ],
+)
+async def test_what_cannot_have_been_said_sets_the_entry_aside(disk, damage):
+    store = await disk.store()
+    await store.put([disk.message(leased=False)])
+    sql(disk, damage)
+    assert (await store.claim(10))[0] == []
+    assert "what was said" in disk.asides[0].reason
 
 
 async def test_a_database_of_a_newer_relay_is_refused(disk):

@@ -9,6 +9,7 @@ import pytest
 
 from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.envelope import QueueId
+from relay.mail.terms import PLAIN_RECIPIENT, RecipientTerms, Terms
 from relay.queue.store import Acted, Action, Lease, QueueError, RecipientState, Settlement
 
 
@@ -48,6 +49,26 @@ async def test_an_unleased_put_comes_back_whole_when_it_is_due(bench):
     assert [r.number for r in claimed.recipients] == [0, 1]
     assert not claimed.expired
     assert not claimed.possible_duplicate
+
+
+async def test_what_the_client_said_about_reports_stays_with_the_recipient_it_was_said_of(bench):
+    store = await bench.store()
+    said = (RecipientTerms("NEVER"), PLAIN_RECIPIENT, RecipientTerms("SUCCESS,DELAY", "rfc822;c+2B@example.org"))
+    terms = Terms(utf8=True, ret="HDRS", envid="QQ+2B314159", recipients=said)
+    to = ["a@example.org", "b@example.org", "c@example.org"]
+    message = bench.message("M7", to, leased=False, terms=terms)
+    await store.put([message])
+    (claimed,), _ = await store.claim(10)
+    assert claimed.envelope == message.envelope
+    assert tuple(r.terms for r in claimed.recipients) == said
+    assert await store.settle(Settlement(claimed.lease, (0,), (bench.deferral(1, 5), bench.deferral(2, 5))))
+    bench.now += 5
+    (again,), _ = await store.claim(10)
+    assert again.envelope.terms == replace(terms, recipients=said[1:])
+    assert await store.settle(Settlement(again.lease, (2,), (bench.deferral(1, 5),)))
+    bench.now += 5
+    (last,), _ = await store.claim(10)
+    assert last.envelope.terms == replace(terms, recipients=())
 
 
 async def test_a_large_body_comes_back_octet_for_octet_and_stays_the_callers(bench):

@@ -3,14 +3,14 @@
 
 -- name: insert_messages
 INSERT INTO message (key, id, file, sender, listener, client, body_8bit, size, checksum, created, expires_wall,
-    expires, due, owner, token, until, possible_duplicate, waits_for) VALUES
+    expires, due, owner, token, until, possible_duplicate, waits_for, terms) VALUES
 
 -- name: insert_bodies
 INSERT INTO body (key, octets) VALUES
 
 -- name: insert_recipients
 INSERT INTO recipient (message, number, mailbox, state, attempts, due, last_code, last_enhanced, last_text,
-    last_host) VALUES
+    last_host, terms) VALUES
 
 -- name: leases_of
 -- For each key still there: its token, its highest recipient number, its body file.
@@ -180,10 +180,10 @@ SELECT count(*) FROM message
 
 -- name: select_claimed
 SELECT id, file, sender, listener, client, body_8bit, size, checksum, created, expires, token, until,
-    possible_duplicate, waits_for, warned, given_up FROM message WHERE key = ? AND owner = ?
+    possible_duplicate, waits_for, warned, given_up, terms FROM message WHERE key = ? AND owner = ?
 
 -- name: select_recipients
-SELECT number, mailbox, state, attempts, due, last_code, last_enhanced, last_text, last_host
+SELECT number, mailbox, state, attempts, due, last_code, last_enhanced, last_text, last_host, terms
 FROM recipient WHERE message = ? ORDER BY number
 
 -- name: select_body
@@ -202,7 +202,7 @@ SELECT key, id, sender, size, created, expires_wall, coalesce(holder.name, ''), 
 FROM message LEFT JOIN holder ON holder.number = message.owner WHERE key > ? ORDER BY key LIMIT ?
 
 -- name: list_recipients
-SELECT message, number, mailbox, state, attempts, due, last_code, last_enhanced, last_text, last_host
+SELECT message, number, mailbox, state, attempts, due, last_code, last_enhanced, last_text, last_host, terms
 FROM recipient WHERE message BETWEEN ? AND ? ORDER BY message, number
 
 -- name: select_content
