@@ -6,6 +6,7 @@ Usage: .venv/bin/python tools/configuration_reference.py [--check]     --check: 
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import inspect
 import re
 import sys
@@ -95,7 +96,7 @@ def _values(field: FieldInfo) -> str:
         return "list of numbers" if getattr(item, "__origin__", item) is float else "list of texts"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _choices(tuple(kind))
-    names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
+    names = {dt.date: "date", bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
     return names[kind] + _bounds(field)
 
 

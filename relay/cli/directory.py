@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -14,9 +15,11 @@ from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, Config
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.directory import build as builder
+from relay.directory.export import recipient_lines, sender_lines
 from relay.directory.key import key_id, read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import Directory, Snapshot, previous_path
+from relay.directory.sources import gather
 
 app = typer.Typer(
     help="The snapshot of valid recipients and restricted senders.", no_args_is_help=True, add_completion=False
@@ -69,6 +72,25 @@ def build(config: ConfigOption = DEFAULT_CONFIG) -> None:
     if built.new_key:
         _line("new key", f"{snapshot.key_id} in {loaded.key_path}")
     _line("file", f"{snapshot.path} ({snapshot.size} octets)")
+
+
+@app.command()
+def export(
+    senders: Annotated[
+        bool, typer.Option("--senders", help="The restricted senders instead, as an access map.")
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Print the recipients as a Postfix map (ADDRESS OK), read from the sources: the snapshot holds hashes alone."""
+    loaded = load(config, os.environ)
+    try:
+        collection, _ = gather(loaded, dt.datetime.now(dt.UTC).date())
+    except SnapshotError as error:
+        raise CommandFailed(str(error)) from None
+    said = {address: collection.records[number] for address, number in sorted(collection.addresses.items())}
+    lines = sender_lines(said, loaded.senders.text) if senders else recipient_lines(said)
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command()

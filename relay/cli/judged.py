@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Final
 
@@ -13,8 +14,10 @@ from relay.cli.directory import ago
 from relay.cli.options import EXIT_FAILED, CommandFailed
 from relay.config.schema import Config
 from relay.directory.snapshot import ACCEPT, NEEDS_AUTH, RESTRICTED, Directory, Entry
+from relay.inbound.transaction import Asked
 from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, parse_path, unquoted
-from relay.mail.reply import NOT_UTF8, RELAY_FORM, Kind, OperatorText
+from relay.mail.reply import NOT_UTF8, RELAY_FORM, SENDER_RESTRICTED, Kind, OperatorText
+from relay.mail.ruling import action_of
 from relay.policy.client import ClientRules
 
 NO_TEXT: Final = OperatorText("")
@@ -30,7 +33,11 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print the 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One answer, ready to be printed. ``facts`` are name and text of what it rests on."""
+    """One answer, ready to be printed. ``facts`` are name and text of what it rests on.
+
+    ``asked`` are the rules in the order they were asked, the last one decided; ``looked_up`` the steps of the look-up,
+    where there were several.
+    """
 
     address: str
     accepted: bool
@@ -39,6 +46,33 @@ class Judged:
     reply: str
     not_enforced: tuple[str, ...]
     facts: dict[str, str]
+    asked: tuple[RuleLine, ...] = ()
+    looked_up: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RuleLine:
+    """A rule that was asked: what its answer rests on, and the answer (``next``: it had no objection)."""
+
+    rule: str
+    why: str
+    answer: str
+
+
+def rule_line(config: Config, asked: Asked, mailbox: Mailbox, sender: Mailbox) -> RuleLine:
+    """One question in words."""
+    verdict = asked.verdict
+    if verdict is None:
+        return RuleLine(asked.rule, asked.why, "next")
+    refusals = [verdict] if verdict.kind is not None else list(verdict.shadow)
+    said = [
+        reply_line(config, one.kind, sender if one.kind is SENDER_RESTRICTED else mailbox, one.text)
+        for one in refusals
+        if one.kind is not None
+    ]
+    if verdict.kind is not None:
+        return RuleLine(asked.rule, asked.why, f"refuses: {said[0]}")
+    return RuleLine(asked.rule, asked.why, f"would refuse: {said[0]}" if said else "accepts")
 
 
 def parse(text: str, wrong: Kind) -> Mailbox | Kind:
@@ -81,6 +115,8 @@ def snapshot_facts(directory: Directory, mailbox: Mailbox) -> dict[str, str]:
 def _words(entry: Entry) -> str:
     names = ((ACCEPT, "recipient"), (RESTRICTED, "restricted sender"), (NEEDS_AUTH, "needs authentication"))
     words = [name for flag, name in names if entry.flags & flag]
+    if entry.ruling is not None:
+        words.append(f"ruling {action_of(entry.ruling)}")
     return ", ".join([*words, f'"{entry.text}"'] if entry.text else words)
 
 
@@ -97,5 +133,15 @@ def show(judged: Judged, *, verbose: bool, as_json: bool) -> None:
         if verbose:
             for name, text in judged.facts.items():
                 typer.echo(f"{name:12}{text}")
+            for step in judged.looked_up:
+                typer.echo(f"{'look-up':12}{step}")
+            show_asked(judged.asked)
     if not judged.accepted:
         raise typer.Exit(EXIT_FAILED)
+
+
+def show_asked(asked: Sequence[RuleLine], indent: str = "") -> None:
+    """The rules in their order, a line each."""
+    width = max((len(one.rule) for one in asked), default=0)
+    for number, one in enumerate(asked, start=1):
+        typer.echo(f"{indent}{number}. {one.rule:{width}}  {one.why}: {one.answer}")

@@ -15,6 +15,7 @@ from relay.cli.judged import (
     is_trusted,
     parse,
     reply_line,
+    rule_line,
     show,
     snapshot_facts,
 )
@@ -57,7 +58,10 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
         mailbox = rules.postmaster or mailbox
     directory = in_use(config)
     transaction = Transaction(origin, False, is_trusted(config, client), rules, directory)
-    verdict = transaction.judge_recipient(mailbox, is_relay_form(mailbox))
+    form = is_relay_form(mailbox)
+    steps: list[str] = []
+    questions = list(transaction.questions(mailbox, form, steps.append))
+    verdict = transaction.judge_recipient(mailbox, form)
     named = origin if verdict.kind is SENDER_RESTRICTED else mailbox
     return Judged(
         address=mailbox,
@@ -70,7 +74,13 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
             for s in verdict.shadow
             if s.kind is not None
         ),
-        facts={"next hops": _next_hops(config, mailbox), **snapshot_facts(directory, mailbox)},
+        facts={
+            **({"goes to": verdict.instead} if verdict.instead else {}),
+            "next hops": _next_hops(config, verdict.instead or mailbox),
+            **snapshot_facts(directory, mailbox),
+        },
+        asked=tuple(rule_line(config, one, mailbox, origin) for one in questions),
+        looked_up=tuple(steps),
     )
 
 

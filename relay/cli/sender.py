@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from relay.cli.directory import in_use
-from relay.cli.judged import Judged, VerboseOption, parse, reply_line, show, snapshot_facts
+from relay.cli.judged import Judged, VerboseOption, parse, reply_line, rule_line, show, snapshot_facts
 from relay.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from relay.config.load import load
 from relay.config.schema import Config
@@ -41,7 +41,8 @@ def judge(config: Config, address: str) -> Judged:
     rules = Rules.of(config)
     directory = in_use(config)
     # The transaction asks the snapshot as it does at MAIL; without a restriction there is nothing to decide.
-    restriction = Transaction(mailbox, False, False, rules, directory).restriction
+    transaction = Transaction(mailbox, False, False, rules, directory)
+    restriction = transaction.restriction
     verdict = ACCEPT if restriction is None else decide(restriction, rules.sender)
     return Judged(
         address=mailbox,
@@ -51,4 +52,5 @@ def judge(config: Config, address: str) -> Judged:
         reply=reply_line(config, verdict.kind or OK_MAIL, mailbox, verdict.text),
         not_enforced=tuple(reply_line(config, s.kind, mailbox, s.text) for s in verdict.shadow if s.kind is not None),
         facts=snapshot_facts(directory, mailbox),
+        asked=(rule_line(config, transaction.question_of_sender(), mailbox, mailbox),),
     )

@@ -7,21 +7,24 @@ reports every error of a file at once; checks that need the disk stand in ``conf
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 import os.path
 import re
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from relay.config.addresses import own_host, split_address, split_dns_server
 from relay.config.destination import HOSTS, parse_next_hop
 from relay.config.invalid import Invalid
 from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
-from relay.mail.address import is_domain
+from relay.mail.address import AddressFault, is_domain, parse_mailbox
+from relay.mail.ruling import RULING_HINT, parse_ruling
 
 MEGABYTE: Final = 1024 * 1024
 
@@ -150,6 +153,42 @@ def _refusal(value: str) -> str:
     return value
 
 
+def _mailbox(value: str) -> str:
+    if isinstance(parse_mailbox(value), AddressFault) or "@" not in value:
+        raise Invalid(f'"{value}" is not an address', "write a whole address, e.g. hostmaster@example.com")
+    return value
+
+
+def _address_or_domain(value: str) -> str:
+    if not is_domain(value.removeprefix("@")) and (isinstance(parse_mailbox(value), AddressFault) or "@" not in value):
+        raise Invalid(
+            f'"{value}" is neither an address nor a domain',
+            "write user@example.com, or @example.com for all of a domain",
+        )
+    return (value if "@" in value else f"@{value}").lower()
+
+
+def _action(value: str) -> str:
+    if parse_ruling(value) is None or not value.isascii() or not value.isprintable() or len(value) > REFUSAL_OCTETS:
+        raise Invalid(f'"{value[:REFUSAL_OCTETS]}" is no action', RULING_HINT)
+    return value
+
+
+def _day(value: object) -> object:
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return dt.date.fromisoformat(value)
+    elif isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        return value
+    raise Invalid(f'"{value}" is not a day', "write year, month and day: 2027-01-31")
+
+
+def _delimiters(value: str) -> str:
+    if re.fullmatch(r"[+\-_=#~.]{0,7}", value) is None:
+        raise Invalid(f'"{value}" cannot separate a tag', 'write "+", or several of + - _ = # ~ .; "" for none')
+    return value
+
+
 def _account(value: str) -> str:
     if re.fullmatch(r"(?:[a-z_][a-z0-9_-]{0,31})?", value) is None:
         raise Invalid(
@@ -258,6 +297,14 @@ class Domain(Section):
     """Domain names, exactly as they stand behind the @."""
     recipients: Literal["directory", "any"] = "directory"
     """directory: only addresses of the snapshot. any: every address (the next hop decides)."""
+    delimiter: Annotated[str, AfterValidator(_delimiters)] = ""
+    """Characters that begin a tag: with "+", user+tag is valid where user is. "": an address is taken as it is."""
+    tag: Literal["keep", "remove"] = "keep"
+    """keep: the next hop gets the address with its tag. remove: without it, for servers that know no tags."""
+    case: Literal["insensitive", "sensitive"] = "insensitive"
+    """sensitive: what stands before the @ must be written as in the directory. Takes effect with the next build."""
+    postmaster: Annotated[str, AfterValidator(_mailbox)] | None = None
+    """Mailbox that mail to postmaster of these domains goes to, e.g. hostmaster@example.com; none: to postmaster itself."""
 
 
 class Route(Section):
@@ -348,10 +395,25 @@ class Queue(Section):
 class Source(Section):
     """One input of the snapshot."""
 
-    type: Annotated[Literal["list", "ldif", "restricted"], Field(examples=["list"])]
-    """list: a valid address a line. ldif: entries with mail and proxyAddresses. restricted: ADDRESS [TEXT] a line."""
+    type: Annotated[Literal["list", "map", "aliases", "ldif", "restricted", "overrides"], Field(examples=["list"])]
+    """list: a valid address a line. map: a Postfix map, ADDRESS OK or ADDRESS 550 TEXT a line. aliases: ALIAS:
+    SMTP:ADDRESS a line. ldif: entries with mail and proxyAddresses. restricted: ADDRESS [TEXT] a line. overrides: as map,
+    over all other sources."""
     path: Annotated[FilePath, Field(examples=["recipients.txt"])]
     """The file."""
+
+
+class Override(Section):
+    """What is said of an address or a whole domain, whatever the directory says. In force with a reload."""
+
+    address: Annotated[str, AfterValidator(_address_or_domain), Field(examples=["user@example.com"])]
+    """user@example.com, or @example.com for every address of a domain."""
+    action: Annotated[str, AfterValidator(_action), Field(examples=["550 5.1.1 Has left the company"])]
+    """OK takes the mail. 550 5.1.1 TEXT and the like (450 to 452, 550 to 554) refuse it with your own words."""
+    comment: Annotated[str, Field(max_length=REFUSAL_OCTETS)] = ""
+    """For people: why, who, which ticket. Shown by relay recipient and relay check."""
+    expires: Annotated[dt.date, BeforeValidator(_day)] | None = None
+    """The last day it applies (UTC), e.g. 2027-01-31. relay check warns two weeks before."""
 
 
 class Directory(Section):
@@ -359,6 +421,8 @@ class Directory(Section):
 
     sources: Annotated[list[Source], Field(max_length=100)] = []
     """Inputs of ``relay directory build``."""
+    overrides: Annotated[list[Override], Field(max_length=TABLES)] = []
+    """Said over the sources; the first one that fits an address counts, those of an address before those of a domain."""
     snapshot: FilePath | None = None
     """The snapshot file; default: SPOOL/directory/snapshot."""
     key_file: FilePath | None = None

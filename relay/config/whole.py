@@ -52,11 +52,14 @@ def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> lis
         *_twice(tables, ("route", EVERY, "domains", EVERY), "{} has a route above already", "remove one of the two"),
         *_transport(tables),
         *_weights(tables),
+        *_twice(tables, ("directory", "overrides", EVERY, "address"), "{} has an override above already", "keep one"),
         *_occupied(tables),
         *_times(tables),
     ]
     if not broken & {"route", "routing"}:
         found += _unrouted(tables)
+    if "domain" not in broken:
+        found += _foreign(tables)
     if not broken & {"tls", "listener"}:
         found += _tls(tables)
     return [fault for fault in found if fault.at not in wrong]
@@ -141,6 +144,14 @@ def _unrouted(tables: Mapping[str, object]) -> Iterator[Fault]:
         for at, text in _texts(tables, "domain", EVERY, "names", EVERY):
             if routed.isdisjoint(search_order(text.lower())):
                 yield Fault(at, f'"{text}" has no route', f'add a [[route]] table with domains = ["{text}"]')
+
+
+def _foreign(tables: Mapping[str, object]) -> Iterator[Fault]:
+    """An override of somebody else's address would wait for mail that is refused before it is looked at."""
+    ours = {text.lower() for _, text in _texts(tables, "domain", EVERY, "names", EVERY)}
+    for at, text in _texts(tables, "directory", "overrides", EVERY, "address"):
+        if text.rpartition("@")[2].lower() not in ours:
+            yield Fault(at, f'"{text}" is of no [[domain]]', "add its domain to a [[domain]], or remove this")
 
 
 def _times(tables: Mapping[str, object]) -> Iterator[Fault]:

@@ -6,6 +6,7 @@ folder. Must not touch a snapshot that is in place in any other way: workers may
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
 import os
 import pwd
@@ -52,7 +53,7 @@ def build(config: Config, created: float, hasher: Callable[[bytes], Callable[[st
         for folder in {path.parent, key_path.parent}:
             _make_folder(folder, group)
         with _only_build(path):
-            collection, tally = gather(config)
+            collection, tally = gather(config, dt.datetime.fromtimestamp(created, dt.UTC).date())
             return _replace(path, key_path, group, collection, tally, created, _origin(config), hasher)
     except OSError as error:
         raise SnapshotError(
@@ -134,7 +135,12 @@ def _next_generation(path: Path) -> int:
 
 
 def _origin(config: Config) -> dict[str, object]:
-    return {"sources": [{"type": source.type, "path": str(source.path)} for source in config.directory.sources]}
+    return {
+        "sources": [{"type": source.type, "path": str(source.path)} for source in config.directory.sources],
+        "case_sensitive": sorted(
+            name for domain in config.domain if domain.case == "sensitive" for name in domain.names
+        ),
+    }
 
 
 def _workers_group(config: Config) -> int:

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from relay.directory.key import address_hasher, key_id
 from relay.directory.layout import Header, Need, Section, pack
-from relay.directory.snapshot import ACCEPT, RECORD, RESTRICTED, STRING_LENGTH, Entry
+from relay.directory.snapshot import ACCEPT, RECORD, RESTRICTED, RULING, STRING_LENGTH, Entry
+from relay.mail.ruling import action_of
 
 FANOUT_BITS: Final = 20
 """At most a million buckets (4 MB); below that one for some eight addresses, so that three comparisons find one."""
@@ -52,7 +53,7 @@ def encode(
     del order
     carriers = {flag: {n for n, r in enumerate(records) if r.flags & flag} for flag in (ACCEPT, RESTRICTED)}
     counts = {flag: sum(number in carriers[flag] for number in index) for flag in carriers}
-    table, strings = _records(records)
+    table, rulings, strings = _records(records)
     header = Header(generation, created, 0, key_id(key), len(hashes), counts[ACCEPT], counts[RESTRICTED])
     return pack(
         header,
@@ -62,6 +63,8 @@ def encode(
             Section("index", Need.REQUIRED, index.itemsize, memoryview(index).cast("B")),
             Section("records", Need.REQUIRED, RECORD.size, table),
             Section("strings", Need.REQUIRED, 1, strings),
+            # A relay that does not know rulings must not take the rest for the whole; without any, it may read the file.
+            *([Section("rulings", Need.REQUIRED, RULING.size, rulings)] if rulings else []),
             Section("origin", Need.OPTIONAL, 1, json.dumps(origin, ensure_ascii=True).encode("ascii")),
         ],
     )
@@ -76,8 +79,8 @@ def _fanout(hashes: array[int]) -> array[int]:
     return array("I", accumulate(sizes))
 
 
-def _records(records: Sequence[Entry]) -> tuple[bytes, bytes]:
-    """The record table and the texts it points to; place 0 is the empty text."""
+def _records(records: Sequence[Entry]) -> tuple[bytes, bytes, bytes]:
+    """The record table, the rulings, and the texts they point to; place 0 is the empty text."""
     strings = bytearray()
     places: dict[str, int] = {}
 
@@ -92,4 +95,9 @@ def _records(records: Sequence[Entry]) -> tuple[bytes, bytes]:
     table = b"".join(
         RECORD.pack(entry.flags, place(entry.text), place(entry.next_hop), entry.size_limit) for entry in records
     )
-    return table, bytes(strings)
+    rulings = b"".join(
+        RULING.pack(number, place(action_of(entry.ruling)), place(entry.comment), 0, entry.until)
+        for number, entry in enumerate(records)
+        if entry.ruling is not None
+    )
+    return table, rulings, bytes(strings)

@@ -8,26 +8,33 @@ fanout    4 octets        where the hashes begin whose top bits are 0, 1, 2, …
 index     1 or 2 octets   for each hash, the number of its record
 records   20 octets       distinct sets of attributes: flags, place of text, place of next hop, size limit
 strings   1 octet         texts, each with its length (2 octets) in front; place 0 holds the empty one
+rulings   24 octets       only where there are any: number of a record, places of its action and its comment, a time
 origin    1 octet         JSON, not required: what the snapshot was built from, for ``relay directory status``
 ========  ==============  ===================================================================================
+
+Beside addresses there are keys of two more kinds among the hashes: ``@domain`` for what is said of a whole domain, and
+``exact_key`` for the spelling of an address in a domain with case = "sensitive".
 
 Must not decide what a flag means for mail, nor write. Later columns (accounts, grants) come as sections of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 import struct
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from relay.directory.key import address_state, key_id
 from relay.directory.layout import Header, Image, SnapshotError, read
 from relay.mail.reply import OperatorText, operator_text
+from relay.mail.ruling import Ruling, parse_ruling
 
 ACCEPT: Final = 1
 """The address is a valid recipient."""
@@ -36,11 +43,22 @@ RESTRICTED: Final = 2
 NEEDS_AUTH: Final = 4
 """Only authenticated clients may write to this address."""
 
+RULED: Final = 8
+"""The entry has a ruling: the rest of the flags holds where the ruling has ended."""
+OVERRIDE: Final = 16
+"""The ruling stands over all sources."""
+EXACT: Final = 32
+"""This spelling of an address is valid (``exact_key``)."""
+WIDE: Final = 64
+"""The entry is of a whole domain."""
+
 RECORD: Final = struct.Struct("=IIIQ")
+RULING: Final = struct.Struct("=IIIIQ")
+"""Record, action, comment, nothing, end in seconds since 1970 or 0."""
 STRING_LENGTH: Final = struct.Struct("=H")
 
 _REQUIRED: Final = ("hashes", "fanout", "index", "records", "strings")
-KNOWN: Final = frozenset((*_REQUIRED, "origin"))
+KNOWN: Final = frozenset((*_REQUIRED, "rulings", "origin"))
 _INDEX_FORMATS: Final[dict[int, Literal["B", "H"]]] = {1: "B", 2: "H"}
 
 RECORDS: Final = 1 << 16
@@ -52,13 +70,23 @@ class Entry:
     """What the snapshot knows about one address.
 
     ``text``: own wording of a restriction, "" for the configured one. ``next_hop`` "" and ``size_limit`` 0 (octets):
-    none of its own.
+    none of its own. ``ruling`` is an operator's word that comes before the flags until ``until``, seconds since 1970,
+    0 for ever; ``comment`` is for people.
     """
 
     flags: int
     text: OperatorText = OperatorText("")
     next_hop: str = ""
     size_limit: int = 0
+    ruling: Ruling | None = None
+    until: int = 0
+    comment: str = ""
+
+
+def exact_key(mailbox: str) -> str:
+    """What stands among the hashes for one spelling of an address; look-ups go without regard to case."""
+    local, _, domain = mailbox.rpartition("@")
+    return f"={local.encode().hex()}@{domain.lower()}"
 
 
 def previous_path(path: Path) -> Path:
@@ -80,7 +108,10 @@ class Snapshot:
         "path",
         "recipients",
         "restricted",
+        "ruled",
+        "sensitive",
         "size",
+        "wide",
     )
 
     lookup: Callable[[str], int]
@@ -103,7 +134,13 @@ class Snapshot:
         self.recipients: Final = header.recipients
         self.restricted: Final = header.restricted
         self.origin: Final = _origin(image)
-        self.lookup, self._entry = _readers(path, image, key)
+        self.lookup, self._entry, flags = _readers(path, image, key)
+        self.ruled: Final = bool(flags & RULED)
+        """Whether any entry has a ruling; where none has, nobody need ask."""
+        self.wide: Final = bool(flags & WIDE)
+        """Whether anything is said of whole domains."""
+        self.sensitive: Final = frozenset(map(str, self.origin.get("case_sensitive", ())))
+        """Domains that had case = "sensitive" at the build: only of these the spellings are known."""
 
     @classmethod
     def open(cls, path: Path, key: bytes) -> Snapshot:
@@ -131,8 +168,9 @@ def _origin(image: Image) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int], Callable[[str], Entry | None]]:
-    """The look-ups as closures: everything they use is a local of theirs, which halves the cost around the hash.
+def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int], Callable[[str], Entry | None], int]:
+    """The look-ups as closures, and all flags that occur: what they use is a local of theirs, which halves the cost around
+    the hash.
 
     What is checked here is what they rely on, so that a file with good checksums and wrong contents is refused now
     and not met by an IndexError in the middle of a session.
@@ -157,6 +195,7 @@ def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int]
     records = [
         _entry(path, fields, sections["strings"].data) for fields in RECORD.iter_unpack(sections["records"].data)
     ]
+    _rule(path, image, records)
     flags = [record.flags for record in records]
     if not len(hashes) == len(index) == image.header.addresses:
         raise wrong("hashes, index and header count differently")
@@ -193,7 +232,30 @@ def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int]
         found = place(address)
         return records[index[found]] if found >= 0 else None
 
-    return lookup, entry
+    return lookup, entry, functools.reduce(operator.or_, flags, 0)
+
+
+def _rule(path: Path, image: Image, records: list[Entry]) -> None:
+    """Put the rulings into the records they belong to."""
+    section, strings = image.sections.get("rulings"), image.sections["strings"].data
+    ruled = {number for number, record in enumerate(records) if record.flags & RULED}
+    found: set[int] = set()
+    try:
+        if section is not None:
+            for number, action, comment, _, until in RULING.iter_unpack(section.data):
+                ruling = parse_ruling(_string(strings, action))
+                if ruling is None or number not in ruled:
+                    raise ValueError("no ruling")
+                found.add(number)
+                records[number] = replace(
+                    records[number], ruling=ruling, until=until, comment=_string(strings, comment)
+                )
+        if found != ruled:
+            raise ValueError("a ruling is missing")
+    except (struct.error, ValueError):
+        raise SnapshotError(
+            f"{path}: contradicts itself: the rulings do not fit the records; run relay directory build"
+        ) from None
 
 
 def _entry(path: Path, fields: tuple[int, int, int, int], strings: bytes | memoryview) -> Entry:

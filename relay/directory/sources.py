@@ -1,4 +1,7 @@
-"""Owns: what lists and LDIF files say about addresses, and gathering it into one set of entries.
+"""Owns: what lists, maps and LDIF files say about addresses, and gathering it into one set of entries.
+
+Of contradicting words about one address those of ``overrides`` files come first, then those of the other sources in their
+order. What is said of a whole domain is kept beside the addresses, under ``@domain``.
 
 Reads the files of ``[[directory.sources]]`` and nothing else. Every line that is left out is counted under its reason;
 whatever makes the whole doubtful refuses the build, because a snapshot that lacks addresses refuses good mail and one
@@ -7,6 +10,7 @@ that lacks restrictions lets bad mail out.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,9 +22,11 @@ from relay.config.schema import Config, Source
 from relay.directory import ldif
 from relay.directory.layout import SnapshotError
 from relay.directory.lines import lines
-from relay.directory.snapshot import ACCEPT, RECORDS, RESTRICTED, Entry
-from relay.mail.address import AddressFault, domain_of, parse_mailbox
+from relay.directory.maps import MapLine, alias_lines, map_lines
+from relay.directory.snapshot import ACCEPT, EXACT, OVERRIDE, RECORDS, RESTRICTED, RULED, WIDE, Entry, exact_key
+from relay.mail.address import AddressFault, domain_of, is_domain, parse_mailbox, unquoted
 from relay.mail.reply import operator_text
+from relay.mail.ruling import end_of
 
 EXAMPLES: Final = 20
 """Bad lines reported one by one: enough to see the pattern, and a broken export does not fill the screen."""
@@ -34,6 +40,9 @@ class Skip(StrEnum):
 
     FOREIGN = "not of a domain with recipients = directory"
     OTHER_KIND = "not an SMTP address (X400, X500, SIP)"
+    EXPIRED = "expired"
+    SAID_BEFORE = "an earlier source says otherwise"
+    NO_DOMAIN = "not of a [[domain]]"
     SYNTAX = "not an address"
     ENCODING = "line is not UTF-8"
     LONG = "line too long"
@@ -76,6 +85,24 @@ class Collection:
         known = self.addresses.get(address)
         if known is not None:
             entry = _merged(self.records[known], entry)
+        self._put(address, entry)
+
+    def rule(self, key: str, entry: Entry) -> bool:
+        """Note a ruling about an address or ``@domain``; False, and nothing is noted, when one was given before.
+
+        An address that an earlier source accepts is decided, too. Raises as ``add``.
+        """
+        key = key.lower()
+        known = self.addresses.get(key)
+        if known is not None:
+            old = self.records[known]
+            if old.flags & (ACCEPT | RULED):
+                return False
+            entry = replace(entry, flags=entry.flags | old.flags, text=old.text)
+        self._put(key, entry)
+        return True
+
+    def _put(self, address: str, entry: Entry) -> None:
         number = self._numbers.get(entry)
         if number is None:
             number = len(self.records)
@@ -93,22 +120,38 @@ class Collection:
         carrying = {number for number, record in enumerate(self.records) if record.flags & flag}
         return sum(number in carrying for number in self.addresses.values())
 
+    def accepts(self) -> bool:
+        """Whether there is anybody to whom mail is taken."""
+        taken = {
+            number
+            for number, record in enumerate(self.records)
+            if record.flags & ACCEPT or (record.ruling is not None and record.ruling.kind is None)
+        }
+        return any(number in taken for number in self.addresses.values())
+
 
 def _merged(old: Entry, new: Entry) -> Entry:
-    return Entry(
-        old.flags | new.flags, new.text or old.text, new.next_hop or old.next_hop, new.size_limit or old.size_limit
+    return replace(
+        old,
+        flags=old.flags | new.flags,
+        text=new.text or old.text,
+        next_hop=new.next_hop or old.next_hop,
+        size_limit=new.size_limit or old.size_limit,
     )
 
 
-def gather(config: Config) -> tuple[Collection, Tally]:
-    """Read all sources of the configuration. Raises SnapshotError when the result cannot be trusted."""
+def gather(config: Config, today: dt.date = dt.date.min) -> tuple[Collection, Tally]:
+    """Read all sources of the configuration. ``today`` (UTC) tells which rulings have ended.
+
+    Raises SnapshotError when the result cannot be trusted.
+    """
     directory = config.directory
-    ours = frozenset(name for domain in config.domain if domain.recipients == "directory" for name in domain.names)
+    ours = Ours.of(config)
     if not directory.sources:
         raise SnapshotError("directory.sources: no source is configured; add a [[directory.sources]] table")
     collection, tally = Collection(), Tally()
-    for source in directory.sources:
-        reader = _Reader(source.path, ours, directory.restriction_attribute.lower(), collection, tally)
+    for source in sorted(directory.sources, key=lambda one: one.type != "overrides"):
+        reader = _Reader(source.path, ours, directory.restriction_attribute.lower(), today, collection, tally)
         try:
             with source.path.open("rb") as file:
                 reader.read(source, file)
@@ -116,12 +159,12 @@ def gather(config: Config) -> tuple[Collection, Tally]:
             raise SnapshotError(
                 f"{source.path}: cannot be read: {error.strerror}; the snapshot stays as it is"
             ) from None
-        if source.type != "restricted" and not reader.used:
+        if source.type not in ("restricted", "overrides") and not reader.used:
             raise SnapshotError(
                 f"{source.path}: has no usable address{_because(tally)}; "
                 "was the export cut short? The snapshot stays as it is"
             )
-    if not collection.addresses or (ours and not collection.count(ACCEPT)):
+    if not collection.addresses or (ours.verified and not collection.accepts()):
         raise SnapshotError(
             "the sources give no recipient at all, so that all mail would be refused; the snapshot stays as it is"
         )
@@ -135,13 +178,32 @@ def _because(tally: Tally) -> str:
     return f" (left out so far: {count} × {reason})"
 
 
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """Domains of the configuration: those with recipients = "directory", all, and those with case = "sensitive"."""
+
+    verified: frozenset[str]
+    all: frozenset[str]
+    sensitive: frozenset[str]
+
+    @classmethod
+    def of(cls, config: Config) -> Ours:
+        """From the whole configuration."""
+        return cls(
+            frozenset(name for domain in config.domain if domain.recipients == "directory" for name in domain.names),
+            frozenset(name for domain in config.domain for name in domain.names),
+            frozenset(name for domain in config.domain if domain.case == "sensitive" for name in domain.names),
+        )
+
+
 @dataclass(slots=True)
 class _Reader:
     """One source on its way into the collection. ``used`` counts the addresses it brought."""
 
     path: Path
-    ours: frozenset[str]
+    ours: Ours
     restriction: str
+    today: dt.date
     collection: Collection
     tally: Tally
     used: int = 0
@@ -154,8 +216,43 @@ class _Reader:
                 self._text(file, self._restricted)
             case "ldif":
                 self._ldif(file)
+            case "map" | "overrides":
+                for line in map_lines(file, self._bad):
+                    self._ruled(line, OVERRIDE if source.type == "overrides" else 0)
+            case "aliases":
+                for number, kind, value in alias_lines(file, self._bad):
+                    if kind == "smtp":
+                        self._add(number, value, _ACCEPTED)
+                    else:
+                        self.tally.skip(Skip.OTHER_KIND)
             case never:
                 assert_never(never)
+
+    def _bad(self, number: int, reason: str) -> None:
+        self.tally.bad(self.path, number, reason)
+
+    def _ruled(self, line: MapLine, override: int) -> None:
+        """An entry of a map. ``OK`` without an end in an ordinary one says no more than a line of a list."""
+        wide = line.key.startswith("@")
+        if not is_domain(line.key[1:]) if wide else isinstance(parse_mailbox(line.key), AddressFault):
+            self.tally.bad(self.path, line.number, Skip.SYNTAX)
+            return
+        if domain_of(line.key) not in self.ours.all:
+            self.tally.skip(Skip.NO_DOMAIN)
+            return
+        if line.until is not None and line.until < self.today:
+            self.tally.skip(Skip.EXPIRED)
+            return
+        if not (wide or override or line.until or line.ruling.kind):
+            self._add(line.number, line.key, _ACCEPTED)
+            return
+        flags = RULED | override | (WIDE if wide else 0)
+        comment = operator_text(line.comment)
+        entry = Entry(flags, ruling=line.ruling, until=end_of(line.until), comment=comment)
+        if self.collection.rule(line.key, entry):
+            self.used += 1
+        else:
+            self.tally.skip(Skip.SAID_BEFORE)
 
     def _text(self, file: BinaryIO, take: Callable[[int, str], None]) -> None:
         for number, raw, whole in lines(file):
@@ -214,12 +311,15 @@ class _Reader:
         if isinstance(mailbox, AddressFault) or "@" not in mailbox:
             self.tally.bad(self.path, number, Skip.SYNTAX)
             return
-        if entry.flags & ACCEPT and domain_of(mailbox) not in self.ours:
+        if entry.flags & ACCEPT and domain_of(mailbox) not in self.ours.verified:
             if not entry.flags & RESTRICTED:
                 self.tally.skip(Skip.FOREIGN)
                 return
             entry = replace(entry, flags=entry.flags & ~ACCEPT)
+        mailbox = unquoted(mailbox)
         self.collection.add(mailbox, entry)
+        if entry.flags & ACCEPT and self.ours.sensitive and domain_of(mailbox) in self.ours.sensitive:
+            self.collection.add(exact_key(mailbox), Entry(EXACT))
         self.used += 1
 
 

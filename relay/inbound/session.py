@@ -177,7 +177,7 @@ class Session(Wire):
             named = transaction.sender if verdict.kind is reply.SENDER_RESTRICTED else mailbox
             self._reject(verdict, "RCPT", named, transaction.sender, mailbox)
             return
-        transaction.recipients.append(mailbox)
+        transaction.recipients.append(verdict.instead or mailbox)
         self.say(reply.OK_RCPT)
 
     def _reject(self, verdict: Verdict, stage: str, named: Mailbox, sender: Mailbox, recipient: Mailbox | None) -> None:

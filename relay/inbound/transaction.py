@@ -5,12 +5,16 @@ It must not speak to the client: it returns verdicts, the session renders them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from relay.config.schema import Config
+from relay.directory.lookup import look_up, without_tag
 from relay.directory.snapshot import ACCEPT as KNOWN
 from relay.directory.snapshot import RESTRICTED, Directory
-from relay.mail.address import Mailbox, unquoted
+from relay.mail.address import NULL_SENDER, Mailbox, domain_of, unquoted
 from relay.mail.reply import TOO_MANY_RECIPIENTS, OperatorText
 from relay.policy import recipient, sender
 from relay.policy.client import ClientRules
@@ -20,7 +24,9 @@ from relay.policy.route import RouteTable, refusal
 from relay.policy.sender import SenderRules
 from relay.policy.verdict import Verdict
 
-_FULL = Verdict(TOO_MANY_RECIPIENTS, "limits.recipients")
+RECIPIENTS_RULE: Final = "limits.recipients"
+
+_FULL: Final = Verdict(TOO_MANY_RECIPIENTS, RECIPIENTS_RULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,14 @@ class Rules:
         )
 
 
+class Asked(NamedTuple):
+    """A rule that was asked, what its answer rests on, and the answer; None: no objection, the next one is asked."""
+
+    rule: str
+    why: str
+    verdict: Verdict | None
+
+
 class Transaction:
     """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender; ``asked``: there was a RCPT."""
 
@@ -71,10 +85,22 @@ class Transaction:
         self._directory = directory
         self.restriction: OperatorText | None = None
         snapshot = directory.snapshot
-        if mailbox and snapshot is not None and snapshot.lookup(plain := unquoted(mailbox)) & RESTRICTED:
-            entry = snapshot.entry(plain)
-            self.restriction = OperatorText(entry.text) if entry is not None else OperatorText("")
+        if mailbox and snapshot is not None:
+            plain = unquoted(mailbox)
+            if snapshot.lookup(plain) & RESTRICTED:
+                self.restriction = self._text(plain)
+            elif rules.recipient.delimiters:
+                # user+tag is user: else a tag would be the way round a restriction.
+                bare = without_tag(plain, rules.recipient.delimiters.get(domain_of(plain), ""))
+                if bare and snapshot.lookup(bare) & RESTRICTED:
+                    self.restriction = self._text(bare)
         self._restricted = None if self.restriction is None else sender.decide(self.restriction, rules.sender)
+
+    def _text(self, address: Mailbox) -> OperatorText:
+        """The wording of a restriction."""
+        snapshot = self._directory.snapshot
+        entry = None if snapshot is None else snapshot.entry(address)
+        return OperatorText("") if entry is None else entry.text
 
     def judge_sender(self) -> Verdict | None:
         """What policy says of the sender at MAIL, when that is the configured stage; then RCPT does not say it again."""
@@ -90,20 +116,74 @@ class Transaction:
             return restricted
         if len(self.recipients) >= self._rules.recipients:
             return _FULL
-        rules = self._rules.recipient
+        verdict = recipient.decide(self.facts(mailbox, relay_form))
+        if restricted is not None and restricted.shadow and verdict.kind is None:
+            return replace(verdict, shadow=(*restricted.shadow, *verdict.shadow))
+        return verdict
+
+    def questions(
+        self,
+        mailbox: Mailbox,
+        relay_form: bool,  # noqa: FBT001 - a fact
+        note: Callable[[str], object] = len,
+    ) -> Iterator[Asked]:
+        """The rules that ``judge_recipient`` would ask now, in their order; the last one decides. For explanations."""
+        restricted = self._restricted
+        refused = None if restricted is None or restricted.kind is None else restricted
+        yield self.question_of_sender()
+        if refused is not None:
+            return
+        taken, most = len(self.recipients), self._rules.recipients
+        yield Asked(RECIPIENTS_RULE, f"{taken} of at most {most} recipients so far", _FULL if taken >= most else None)
+        if taken < most:
+            facts = self.facts(mailbox, relay_form, note)
+            for rule, verdict in recipient.asked(facts):
+                yield Asked(rule.name, rule.why(facts), verdict)
+
+    def question_of_sender(self) -> Asked:
+        """What was asked about the sender; after MAIL has judged it there is nothing more to say."""
+        if self.restriction is None:
+            why = "the sender carries no restriction"
+        elif self._restricted is None:
+            why = "the sender was judged at MAIL"
+        else:
+            why = f'the sender is restricted; senders.restricted = "{self._rules.sender.mode}"'
+        return Asked(sender.RULE, why, self._restricted)
+
+    def facts(
+        self,
+        mailbox: Mailbox,
+        relay_form: bool,  # noqa: FBT001 - a fact
+        note: Callable[[str], object] = len,
+    ) -> RecipientFacts:
+        """What is known of a recipient. ``note`` takes the steps of a look-up that needs several; by default nobody listens."""
         mailbox = unquoted(mailbox)
         local, _, domain = mailbox.rpartition("@")
-        verified_by = rules.domains.get(domain) or rules.domains.get(domain.lower(), "")
-        known: bool | None = None
-        if verified_by == "directory":
-            snapshot = self._directory.snapshot
-            known = None if snapshot is None else bool(snapshot.lookup(mailbox) & KNOWN)
+        domains = self._rules.recipient.domains
+        rule = domains.get(domain) or domains.get(domain.lower())
+        unknown = self._rules.recipient.unknown
         routes = self._rules.routes
-        facts = RecipientFacts(
-            verified_by, known, relay_form, self.trusted, not known and local.lower() == "postmaster",
-            None if routes is None else refusal(routes.find(mailbox)),
+        refused = None if routes is None else refusal(routes.find(mailbox))
+        if rule is None:
+            return RecipientFacts("", None, relay_form, self.trusted, False, unknown, refused)  # noqa: FBT003
+        snapshot = self._directory.snapshot
+        if rule.plain and (snapshot is None or not snapshot.ruled):
+            known: bool | None = None
+            if rule.verified_by == "directory" and snapshot is not None:
+                known = bool(snapshot.lookup(mailbox) & KNOWN)
+            return RecipientFacts(
+                rule.verified_by, known, relay_form, self.trusted,
+                not known and local.lower() == "postmaster", unknown, refused,
+            )  # fmt: skip
+        if local.lower() == "postmaster":
+            if rule.postmaster is not None:
+                note(f"postmaster of {domain} is {rule.postmaster}")
+            instead = rule.postmaster or NULL_SENDER
+            return RecipientFacts(
+                rule.verified_by, None, relay_form, self.trusted, True, unknown, refused, instead=instead,  # noqa: FBT003
+            )  # fmt: skip
+        found = look_up(mailbox, rule, snapshot, time.time(), note)
+        return RecipientFacts(
+            rule.verified_by, found.known, relay_form, self.trusted, False, unknown, refused,  # noqa: FBT003
+            found.ruling, found.ruled_by, found.instead,
         )  # fmt: skip
-        verdict = recipient.decide(facts, rules)
-        if restricted is not None and restricted.shadow and verdict.kind is None:
-            return Verdict(None, verdict.rule, shadow=(*restricted.shadow, *verdict.shadow))
-        return verdict

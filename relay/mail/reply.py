@@ -158,6 +158,15 @@ INTERNAL: Final = Kind(451, "4.3.0", "Local error, try again later", "internal")
 QUEUE_FAILED: Final = Kind(451, "4.3.0", "Message could not be stored, try again later", "queue_failed")
 QUEUE_FULL: Final = Kind(452, "4.3.1", "Insufficient system storage", "queue_full")
 
+# --- what the operator wrote about one recipient ----------------------------------------------------------------
+REJECTED_REASON: Final = "recipient_rejected"
+
+
+def recipient_rejected(code: int, enhanced: str) -> Kind:
+    """The refusal of a recipient with the operator's own codes and ``{text}``. Raises ValueError when they disagree."""
+    return Kind(code, enhanced, "<{mailbox}>: Recipient address rejected: {text}", REJECTED_REASON)
+
+
 # --- what a next hop said, passed on with its code and our text -------------------------------------------------
 NEXT_HOP_REASON: Final = "next_hop"
 

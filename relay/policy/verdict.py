@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from relay.mail.address import NULL_SENDER, Mailbox
 from relay.mail.reply import Kind, OperatorText
 
 
@@ -13,13 +14,15 @@ class Verdict:
     """``kind`` is the refusal, None for "go on". ``rule`` names the rule that decided, as the configuration does.
 
     ``shadow`` holds the refusals of rules in ``mode = "log"`` that were passed over on the way (row O13): to be
-    logged and counted, not enforced.
+    logged and counted, not enforced. ``instead``: the mailbox that an accepted recipient's mail goes to, when it is
+    another one (a configured postmaster, an address without its tag).
     """
 
     kind: Kind | None
     rule: str
     text: OperatorText = OperatorText("")
     shadow: tuple[Verdict, ...] = ()
+    instead: Mailbox = NULL_SENDER
 
 
 ACCEPT: Final = Verdict(None, "accept")

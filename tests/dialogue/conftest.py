@@ -53,6 +53,12 @@ def soft(sites: Sites) -> Site:
 
 
 @pytest.fixture
+def listed(sites: Sites) -> Site:
+    """Recipients by map, alias list and overrides; tags, case and a mailbox for postmaster."""
+    return sites.get("listed")
+
+
+@pytest.fixture
 def blind(sites: Sites) -> Site:
     """No snapshot."""
     return sites.get("blind")

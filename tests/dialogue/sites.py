@@ -74,6 +74,32 @@ SITES: Final[Mapping[str, Mapping[str, Any]]] = {
             "content": {"line_endings": "refuse"},
         },
     },
+    # Recipients from every kind of file, and every rule about addresses.
+    "listed": {
+        "files": {
+            "map": "mapped@example.com OK\nleft@example.com 550 5.1.1 Has left\n  the company\n@wide.example.com OK\n",
+            "aliases": "alias: SMTP:Proxy@example.com, smtp:second@example.com, X500:/o=Example/cn=alias\n",
+            "list": "user@example.com\nbob@example.com\ncarol@example.com\nBob@exact.example.com\nuser@tagged.example.com\n",
+            "overrides": "# ticket 4711\nclosed@wide.example.com 550 Closed\ncarol@example.com until=2001-01-31 550 Over\n",
+        },
+        "config": {
+            "domain": [
+                {"names": ["example.com"], "delimiter": "+", "postmaster": "hostmaster@example.com"},
+                {"names": ["tagged.example.com"], "delimiter": "+", "tag": "remove"},
+                {"names": ["wide.example.com"]},
+                {"names": ["exact.example.com"], "case": "sensitive"},
+                {"names": ["any.example.com"], "recipients": "any"},
+            ],
+            "directory": {
+                "sources": [{"type": name, "path": name} for name in ("map", "aliases", "list", "overrides")],
+                "overrides": [
+                    {"address": "bob@example.com", "action": "450 4.2.1 On leave", "comment": "back in May"},
+                    {"address": "carol@example.com", "action": "450 Over", "expires": "2001-01-31"},
+                    {"address": "gone@any.example.com", "action": "550 5.1.6 Moved"},
+                ],
+            },
+        },
+    },
     "blind": {"build": False, "config": {"limits": {"errors": 5}, "domain": [{"names": ["example.com"]}, {"names": ["any.example.com"], "recipients": "any"}]}},
 }  # fmt: skip
 
@@ -87,6 +113,8 @@ class Site:
         self.hop = hop
         self.authority = authority
         build = options.pop("build", True)
+        for file, text in options.pop("files", {}).items():
+            (folder / file).write_text(text)
         if options.pop("certificate", False):
             options["certificate"] = authority.files(folder)
         self.relay = RelayRunner(folder, hop.route, default_next_hop=hop.route, **options)
