@@ -259,6 +259,8 @@ class TestShippedFiles:
         assert shown["directory"].pop("snapshot") == load(ROOT / "config/relay.toml", {}).snapshot_path
         assert shown["directory"].pop("key_file") == load(ROOT / "config/relay.toml", {}).key_path
         assert shown["log"].pop("file")
+        assert shown["domain"][0].pop("postmaster") == "postmaster@example.com"
+        assert plain["domain"][0].pop("postmaster") is None
         for section, key in (("directory", "snapshot"), ("directory", "key_file"), ("log", "file")):
             assert plain[section].pop(key) is None
         assert shown == plain
