@@ -47,12 +47,14 @@ class NextHop:
         certificate: ssl.SSLContext | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
+        protocol: str = "smtp",
     ) -> None:
-        """Listens at once. With ``certificate`` (a server's context) it offers STARTTLS."""
+        """Listens at once. ``protocol`` lmtp: LHLO, and one reply, one ``Transaction`` for each recipient of a message. With ``certificate`` (a server's context) it offers STARTTLS."""
         self.extensions = extensions
         self.certificate = certificate
         self.host = host
         self.port = port or free_port()
+        self.protocol = protocol
         self.transactions: list[Transaction] = []
         """Every message whose final dot came, in that order."""
         self.commands: list[tuple[int, str]] = []
@@ -76,7 +78,7 @@ class NextHop:
     @property
     def route(self) -> str:
         """As a configuration names it."""
-        return f"smtp:[{self.host}]:{self.port}"
+        return f"{self.protocol}:[{self.host}]:{self.port}"
 
     @property
     def accepted(self) -> list[Transaction]:
@@ -237,7 +239,9 @@ class _Session:
                 self.hop._violation(self.number, f"pipelined behind {line!r}, which was not offered")
             verb, _, argument = line.partition(" ")
             match verb.upper():
-                case "EHLO":
+                case "EHLO" | "LHLO":
+                    if (verb.upper() == "LHLO") != (self.hop.protocol == "lmtp"):
+                        self.hop._violation(self.number, f"{verb} to a server that speaks {self.hop.protocol}")
                     self.ehlo(argument)
                 case "HELO":
                     self.helo = argument
@@ -392,23 +396,25 @@ class _Session:
         usual = "552 5.3.4 Message too big" if 0 < limit < len(wire) else "250 2.0.0 Ok: taken"
         if not self.recipients:
             usual = "554 5.5.1 No valid recipients"
-        said = ""
-        try:
-            said = self.reply(Step.FINAL, usual)
-        finally:
-            self.hop._record(
-                Transaction(
-                    self.number,
-                    self.tls,
-                    self.helo,
-                    self.sender or "",
-                    self.parameters,
-                    tuple(self.recipients),
-                    tuple(self.refused),
-                    wire,
-                    said,
+        lmtp = self.hop.protocol == "lmtp"
+        for served in [(one,) for one in self.recipients] if lmtp else [tuple(self.recipients)]:
+            said = ""
+            try:
+                said = self.reply(Step.FINAL, usual, served[0] if lmtp else "")
+            finally:
+                self.hop._record(
+                    Transaction(
+                        self.number,
+                        self.tls,
+                        self.helo,
+                        self.sender or "",
+                        self.parameters,
+                        served,
+                        tuple(self.refused),
+                        wire,
+                        said,
+                    )
                 )
-            )
         self.reset_transaction()
 
     def body(self) -> bytes:

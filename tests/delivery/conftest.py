@@ -55,7 +55,7 @@ class Spot:
         self.relay = bed.relay
         self.domain = f"d{number}.example.com"
         self.sender = f"sender{number}@example.net"
-        self.name = f"{hop.host}:{hop.port}"
+        self.name = f"{'lmtp:' if hop.protocol == 'lmtp' else ''}{hop.host}:{hop.port}"
 
     def to(self, local: str = "user") -> str:
         """An address here."""
@@ -118,13 +118,14 @@ class Bed:
     """A relay and its spots. ``config`` is laid over settings that retry quickly and never run out of patience."""
 
     def __init__(
-        self, folder: Path, spots: int, config: Mapping[str, Any], *, second: bool, first: str, default: bool
-    ) -> None:
+        self, folder: Path, spots: int, config: Mapping[str, Any], *, second: bool, first: str, default: bool,
+        protocol: str,
+    ) -> None:  # fmt: skip
         """``second``: each route has a second next hop; ``first``: this one is in front of all others. ``default``:
         the rest is routed to ``outside``.
         """
         self.outside = NextHop()
-        self.hops = [NextHop() for _ in range(spots)]
+        self.hops = [NextHop(protocol=protocol) for _ in range(spots)]
         self.seconds = [NextHop() for _ in range(spots if second else 0)]
         domains = [f"d{number}.example.com" for number in range(spots)]
         routes = []
@@ -213,10 +214,13 @@ def _beds() -> Iterator[MakeBed]:
     folder.chmod(0o755)
     made: list[Bed] = []
 
-    def make(spots: int = 3, *, second: bool = False, first: str = "", default: bool = True, **config: Any) -> Bed:
+    def make(
+        spots: int = 3, *, second: bool = False, first: str = "", default: bool = True, protocol: str = "smtp",
+        **config: Any,
+    ) -> Bed:  # fmt: skip
         own = folder / f"relay-{len(made)}"
         own.mkdir()
-        made.append(Bed(own, spots, config, second=second, first=first, default=default))
+        made.append(Bed(own, spots, config, second=second, first=first, default=default, protocol=protocol))
         return made[-1]
 
     yield make
