@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "directory": "relay.cli.directory:app",
     "recipient": "relay.cli.recipient:recipient",
     "sender": "relay.cli.sender:sender",
+    "route": "relay.cli.route:route",
     "queue": "relay.cli.queue:app",
     "version": "relay.cli.main:version",
 }

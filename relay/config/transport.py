@@ -97,16 +97,16 @@ def parse_pattern(text: str) -> str:
 
 
 def search_order(pattern: str) -> Iterator[str]:
-    """The patterns that are asked one after the other (transport(5)): of an address, of a domain, or for what would be
-    found if ``pattern`` itself were not there.
+    """The patterns that are asked one after the other (transport(5)) for an address or a domain; for ``.domain`` or ``*``,
+    those that would decide in its place.
     """
-    if pattern != DEFAULT:
+    if pattern != DEFAULT and pattern:
         yield pattern
         local, at, domain = pattern.rpartition("@")
         if at and local:
             yield domain
         below = domain.removeprefix(".")
-        while "." in below:
+        while "." in below and not below.startswith("["):  # an address literal has no domain above it
             below = below.partition(".")[2]
             yield f".{below}"
     yield DEFAULT

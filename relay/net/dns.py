@@ -78,8 +78,14 @@ class Resolver:
     """Asks A, AAAA and MX. Made after the fork, used from one event loop."""
 
     def __init__(
-        self, servers: Sequence[Server], timeout_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        servers: Sequence[Server],
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[..., None] = note,
     ) -> None:
+        """``tell`` gets level, event and fields of what an operator may want to know."""
+        self._note = tell
         self._clock = clock
         self._cache: OrderedDict[tuple[str, str], tuple[float, Lookup]] = OrderedDict()
         self._asking: dict[tuple[str, str], asyncio.Task[Lookup]] = {}
@@ -129,7 +135,7 @@ class Resolver:
         except _Failed as failure:
             found = make(Found.UNKNOWN, ttl=UNKNOWN_S, why=str(failure))
         except Exception as error:  # noqa: BLE001 - the boundary of this task: many wait for its answer
-            note("error", "dns_fault", name=name, type=kind, cause=repr(error))
+            self._note("error", "dns_fault", name=name, type=kind, cause=repr(error))
             found = make(Found.UNKNOWN, ttl=UNKNOWN_S, why="local error")
         self._cache[name, kind] = (self._clock() + found.ttl, found)
         while len(self._cache) > CACHED:
@@ -168,7 +174,7 @@ class Resolver:
             if rrset is not None:
                 ttl = max(TTL_LEAST_S, min(ttl, rrset.ttl))
                 if aliases:
-                    note("info", "dns_alias", name=name, type=kind, aliases=" ".join(aliases))
+                    self._note("info", "dns_alias", name=name, type=kind, aliases=" ".join(aliases))
                 return _records(rrset, kind, ttl, tuple(aliases))
             if response.rcode() == dns.rcode.NXDOMAIN:
                 return make(Found.NXDOMAIN, ttl=_absent_ttl(response, ttl), aliases=tuple(aliases))
@@ -233,7 +239,7 @@ class Resolver:
 
     def _heard(self) -> None:
         if self._silent >= SILENT:
-            note("info", "dns_up", servers=_names(self.servers))
+            self._note("info", "dns_up", servers=_names(self.servers))
         self._silent = 0
         self._silent_until = 0.0
 
@@ -242,7 +248,7 @@ class Resolver:
         if self._silent >= SILENT:
             self._silent_until = self._clock() + SILENT_S
         if self._silent == SILENT:
-            note("error", "dns_down", servers=_names(self.servers), cause=why)
+            self._note("error", "dns_down", servers=_names(self.servers), cause=why)
 
 
 def _names(servers: Sequence[Server]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 from relay.config.schema import Config
-from relay.mail.answer import Answer
+from relay.mail.answer import Answer, Stage
 from relay.net.dns import ABSENT_MOST_S, TTL_MOST_S, UNKNOWN_S, Resolver
 from relay.policy.exchange import Exchanger, Own, exchangers, hosts, is_host, literal_address
 from relay.policy.lookup import Addresses, Found
@@ -76,6 +76,8 @@ class Exchanges:
         return known
 
     async def _ask(self, domain: str) -> tuple[Exchangers, float]:
+        if not domain:  # postmaster, where no domain is ours
+            return Answer(Stage.ROUTE, 550, "5.1.2", "an address without a domain"), TTL_MOST_S
         address = literal_address(domain)
         if address is not None:
             records = Addresses(Found.RECORDS, (address,))

@@ -106,10 +106,19 @@ class Route:
         return Answer(Stage.ROUTE, 550 if self.action is Action.REFUSE else 451, self.status, self.text)
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which entry decides for an address. ``asked``: the patterns in the order of the search, the last one fits."""
+
+    pattern: str
+    route: Route
+    asked: tuple[str, ...]
+
+
 class RouteTable:
     """Address → route."""
 
-    __slots__ = ("_addresses", "_default", "_domains", "_parents", "refuses")
+    __slots__ = ("_addresses", "_default", "_domains", "_entries", "_parents", "refuses")
 
     def __init__(self, config: Config) -> None:
         written = dict(_routes(config))
@@ -123,6 +132,7 @@ class RouteTable:
                 if pattern in written:
                     found[line.pattern] = replace(written[pattern], at=at)
                     break
+        self._entries = dict(found)
         self._default = found.pop(DEFAULT, None)
         self._addresses = {pattern: route for pattern, route in found.items() if "@" in pattern}
         self._parents = {pattern: route for pattern, route in found.items() if pattern.startswith(".")}
@@ -141,6 +151,16 @@ class RouteTable:
         if route is not None:
             return route
         return self._above(domain) if self._parents else self._default
+
+    def decide(self, mailbox: Mailbox) -> Decision | None:
+        """The same as ``find``, with the pattern that decided and those that were asked before: for people."""
+        asked: list[str] = []
+        for pattern in search_order(unquoted(mailbox).lower()):
+            asked.append(pattern)
+            route = self._entries.get(pattern)
+            if route is not None:
+                return Decision(pattern, route, tuple(asked))
+        return None
 
     def _above(self, domain: str) -> Route | None:
         for pattern in search_order(domain):

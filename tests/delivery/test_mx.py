@@ -383,6 +383,29 @@ def test_an_address_literal_is_the_host(world: World, literal: str, end: str, wh
     assert found["next_hop" if end == "sent" else "enhanced"] == what
 
 
+def test_relay_route_says_what_the_dns_says(world: World) -> None:
+    def ask(address: str) -> tuple[int, dict[str, Any]]:
+        done = world.relay.command("route", address, "--json")
+        return done.returncode, json.loads(done.stdout)
+
+    code, way = ask("user@preferred.test")
+    assert code == 0
+    assert [(hop["name"], hop["addresses"]) for hop in way["next_hops"]] == [
+        ("good.test:25", [GOOD]), ("second.test:25", [SECOND]),
+    ]  # fmt: skip
+    assert way["next_hops"][0]["why"] == "preference 10 of preferred.test"
+    assert way["dns"][0].startswith("MX of preferred.test: 10 good.test, 20 second.test; for 60 s, asked of")
+    for name, answer in (
+        ("null-mx", "556 5.1.10 domain null-mx.test does not accept mail (null MX)"),
+        ("no-such-domain", "550 5.1.2 domain no-such-domain.test does not exist"),
+        ("own-address", "554 5.4.6 mail for own-address.test loops back to this relay"),
+    ):
+        code, way = ask(f"user@{name}.test")
+        assert (code, way["answer"], way["next_hops"]) == (1, answer, [])
+    code, way = ask("user@refused.example")
+    assert (code, way["answer"][:9]) == (1, "451 4.4.3")
+
+
 def test_a_mended_domain_gets_its_waiting_mail(world: World) -> None:
     world.scripted.tricks["mended.test"] = servers.code(dns.rcode.SERVFAIL)
     with world.network.far():

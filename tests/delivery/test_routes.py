@@ -145,6 +145,43 @@ def test_a_table_with_a_mistake_changes_nothing_and_is_told_with_its_line(tables
         tables.transport.write_text(text)
 
 
+def route(bed: Bed, address: str) -> tuple[int, dict]:
+    done = bed.relay.command("route", address, "--json")
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_relay_route_names_the_entry_and_the_state_of_its_next_hop(tables: Bed, spot: Spot) -> None:
+    assert spot.send().code == 250
+    tables.relay.wait_for_metric("relay_next_hop_connections", 1, next_hop=spot.name)
+    code, way = route(tables, f"Someone@{spot.domain.upper()}")
+    assert code == 0
+    line = next(n for n, text in enumerate(tables.relay.config_file.read_text().splitlines(), 1) if spot.domain in text
+                and text.startswith("domains"))  # fmt: skip
+    assert way["place"] == f"{tables.relay.config_file}:{line}"
+    [hop] = way["next_hops"]
+    assert (hop["name"], hop["addresses"]) == (spot.name, ["127.0.0.1"])
+    assert hop["state"].startswith("up; connections open: ")
+    assert way["tls"].startswith("opportunistic")
+    assert way["asked"] == [f"someone@{spot.domain}", spot.domain]
+
+
+def test_relay_route_says_why_mail_does_not_go(tables: Bed) -> None:
+    code, way = route(tables, "x@closed.example.com")
+    assert (code, way["action"]) == (1, "error")
+    assert way["place"] == f"{tables.transport}:2"
+    assert way["answer"] == "550 5.1.2 <x@closed.example.com>: Recipient address rejected: this domain is closed"
+    assert route(tables, "x@trap.example.com")[1]["action"] == "discard"
+    done = tables.relay.command("route", "not an address")
+    assert done.returncode == 1
+    assert "not an address; write for example user@example.com" in done.stderr
+
+
+def test_relay_route_is_readable(tables: Bed) -> None:
+    told = tables.relay.command("route", "user@special.example.com").stdout
+    assert told.startswith("user@special.example.com: goes to 127.0.0.1:")
+    assert f"entry       {tables.transport}:1: user@special.example.com" in told
+
+
 def test_weights_share_out_and_whoever_is_down_gets_nothing(make_bed: MakeBed) -> None:
     first, second, reserve = (NextHop() for _ in range(3))
     bed = make_bed(

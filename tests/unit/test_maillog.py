@@ -242,7 +242,7 @@ def noted_events() -> Iterator[str]:
         for call in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(call, ast.Call):
                 function = getattr(call.func, "attr", getattr(call.func, "id", ""))
-                place = {"alarm": 0, "note": 1}.get(function)
+                place = {"alarm": 0, "note": 1, "_note": 1}.get(function)
                 if place is not None and len(call.args) > place and isinstance(call.args[place], ast.Constant):
                     yield call.args[place].value
 

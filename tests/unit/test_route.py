@@ -134,6 +134,16 @@ def test_the_most_specific_entry_decides(address, entry):
     assert route.text == entry
 
 
+@pytest.mark.parametrize(
+    "address", ["user@example.com", "x@y.deep.example.com", "x@[192.0.2.7]", "x@[IPv6:::1]", "postmaster"]
+)
+def test_what_people_are_told_is_what_the_daemon_finds(address):
+    routes = table(LAYERS)
+    decision = routes.decide(Mailbox(address))
+    assert decision.route is routes.find(Mailbox(address))
+    assert decision.asked[-1] == decision.pattern
+
+
 def test_entries_of_both_kinds_are_one_table():
     routes = table("user@example.com discard:\n* smtp:[192.0.2.2]", example_com=f"smtp:[{HOST}]")
     assert routes.find(Mailbox("user@example.com")).action is Action.DISCARD
