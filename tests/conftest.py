@@ -11,6 +11,11 @@ import shutil
 from collections import Counter
 
 import pytest
+from hypothesis import settings
+
+# A busy machine takes its time; nothing here measures it.
+settings.register_profile("dmz-relay", deadline=None)
+settings.load_profile("dmz-relay")
 
 pytest_plugins = ["tests.bed.fixtures"]
 
