@@ -3,6 +3,7 @@
 ===========================  ==================================================================================
 SPOOL/queue/queue.db         the database; beside it ``-wal`` (the log, long and reused) and ``-shm`` (its index)
 SPOOL/queue/bodies/          bodies above ``MEMORY_OCTETS``, one file each, named after the message's key
+SPOOL/queue/intake-SLOT-a    and ``-b``: the intake log of a worker, for mail that is delivered at once
 SPOOL/queue/journal-SLOT     whose final dot is on its way
 SPOOL/queue/write.lock       flock of whoever changes the database
 SPOOL/queue/turn.lock        flock of whoever is next
@@ -33,13 +34,15 @@ class Tuning:
 
     ``wal_octets``: length the log file is grown to beforehand, for a sync over allocated blocks takes a third of one
     that extends the file. ``checkpoint_octets``: length of log after which it is copied into the database and used
-    again from its start; a group of ``GROUP_OCTETS`` still fits behind it. ``reserve_octets``: free space below
+    again from its start; a group of ``GROUP_OCTETS`` still fits behind it. ``intake_octets``: length of each of the two
+    segments of a worker's intake log. ``reserve_octets``: free space below
     which nothing new is taken, so that settling goes on. ``orphan_age_s``: files without a message are removed when
     their last change is this old; a put takes ``queue.write_timeout_s`` at most.
     """
 
     wal_octets: int = 16 * MEGABYTE
     checkpoint_octets: int = 8 * MEGABYTE
+    intake_octets: int = 8 * MEGABYTE
     reserve_octets: int = 64 * MEGABYTE
     orphan_age_s: float = 3600.0
 

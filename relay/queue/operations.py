@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from relay.queue.bodies import Bodies, key_of
+from relay.queue.intake_file import Found, undone
 from relay.queue.journal import marked_in
 from relay.queue.layout import Layout
-from relay.queue.rows import BODY_COLUMNS, MESSAGE_COLUMNS, RECIPIENT_COLUMNS, NewRows, Row
+from relay.queue.rows import KeptRows, NewRows, Row
 from relay.queue.statements import SQL
 from relay.queue.store import Deferral, Lease, QueueError, shared
 
@@ -99,6 +100,64 @@ class Put(Operation[None]):
 
     def undo(self) -> Operation[Any]:
         return TakeBack([row.lease for row in self.rows])
+
+
+class Move(Operation[None]):
+    """Insert messages that an intake log holds, lease and all; the log may not say so before the process dies."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: Sequence[KeptRows]) -> None:
+        super().__init__(sum(len(row.octets) for row in rows if row.octets is not None))
+        self.rows = rows
+
+    def perform(self, at: Circumstances) -> None:
+        insert(at, self.rows)
+        at.run("remember_moved", json.dumps([row.key for row in self.rows]))
+
+    def undo(self) -> Operation[Any]:
+        return UndoMove([row.key for row in self.rows])
+
+
+class UndoMove(Operation[None]):
+    """Delete what a move committed that was told as failed: the log has it still."""
+
+    __slots__ = ("keys",)
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        super().__init__()
+        self.keys = keys
+
+    def perform(self, at: Circumstances) -> None:
+        delete(at, self.keys)
+        at.run("forget_moved", json.dumps(self.keys))
+
+
+class ForgetMoved(Operation[None]):
+    """The log says by now that these are no longer in it."""
+
+    __slots__ = ("keys",)
+    patient = True
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        super().__init__()
+        self.keys = keys
+
+    def perform(self, at: Circumstances) -> None:
+        at.run("forget_moved", json.dumps(self.keys))
+
+
+class Import(Operation[int]):
+    """Insert what the intake log of a dead worker still held."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, found: Sequence[Found]) -> None:
+        super().__init__()
+        self.found = found
+
+    def perform(self, at: Circumstances) -> int:
+        return take_in(at.connection, self.found)
 
 
 class Settle(Operation[bool]):
@@ -298,6 +357,24 @@ class Sweep(Operation[int]):
         return remove_orphans(at.connection, at.bodies, self.names)
 
 
+def take_in(connection: sqlite3.Connection, found: Sequence[Found]) -> int:
+    """Insert the messages of these segments that are neither done nor in the database; how many. Under the write lock.
+
+    Their leases are those of the dead worker, and are voided like its others. Raises sqlite3.Error, QueueError.
+    """
+    epochs = json.dumps([each.epoch for each in found])
+    known = set(json.loads(connection.execute(SQL["known_epochs"], (epochs,)).fetchone()[0]))
+    rows = undone(found, known)
+    keys = json.dumps([row.key for row in rows])
+    there = set(json.loads(connection.execute(SQL["keys_there"], {"keys": keys}).fetchone()[0]))
+    fresh = [row for row in rows if row.key not in there]
+    for row in fresh:  # one by one: those of an earlier release have fewer columns
+        insert_rows(connection, [row])
+    connection.execute(SQL["remember_epochs"], (epochs,))
+    connection.execute(SQL["forget_moved"], (keys,))
+    return len(fresh)
+
+
 def remove_orphans(connection: sqlite3.Connection, bodies: Bodies, names: Sequence[str]) -> int:
     """Remove those body files that no message names; how many. Under the write lock. Raises sqlite3.Error."""
     keys = json.dumps([key_of(name) for name in names])
@@ -322,34 +399,41 @@ def leases(at: Circumstances, keys: Sequence[int]) -> dict[int, Held]:
     return {key: Held(token, highest, file) for key, token, highest, file in found}
 
 
-def insert(at: Circumstances, rows: Sequence[NewRows]) -> None:
+def insert(at: Circumstances, rows: Sequence[NewRows | KeptRows]) -> None:
     """Insert whole messages. Raises QueueError when a body file has vanished meanwhile."""
     for row in rows:
         if row.file and not at.bodies.exists(row.file):
             raise QueueError(f"body file {row.file} has vanished before its message was committed")
-    _insert(at, "insert_messages", MESSAGE_COLUMNS, [row.message for row in rows])
-    _insert(at, "insert_bodies", BODY_COLUMNS, [(row.key, row.octets) for row in rows if row.octets is not None])
-    _insert(at, "insert_recipients", RECIPIENT_COLUMNS, [recipient for row in rows for recipient in row.recipients])
+    insert_rows(at.connection, rows)
 
 
-def _insert(at: Circumstances, name: str, columns: int, rows: Sequence[Row]) -> None:
-    position = 0
+def insert_rows(connection: sqlite3.Connection, rows: Sequence[NewRows | KeptRows]) -> None:
+    """Insert whole messages whose bodies are in place. Raises sqlite3.Error."""
+    _insert(connection, "insert_messages", [row.message for row in rows])
+    _insert(connection, "insert_bodies", [(row.key, row.octets) for row in rows if row.octets is not None])
+    _insert(connection, "insert_recipients", [recipient for row in rows for recipient in row.recipients])
+
+
+def _insert(connection: sqlite3.Connection, name: str, rows: Sequence[Row]) -> None:
+    position, columns = 0, len(rows[0]) if rows else 0
     while position < len(rows):
         left = len(rows) - position
         count = left if left <= _EXACT_ROWS else min(_ROWS_A_STATEMENT, 1 << left.bit_length() - 1)
         values = [value for row in rows[position : position + count] for value in row]
-        at.connection.execute(_with_rows(name, columns, count), values)
+        connection.execute(_with_rows(name, columns, count), values)
         position += count
 
 
-_INSERTS: Final[dict[tuple[str, int], str]] = {}
+_INSERTS: Final[dict[tuple[str, int, int], str]] = {}
 
 
 def _with_rows(name: str, columns: int, count: int) -> str:
-    text = _INSERTS.get((name, count))
+    text = _INSERTS.get((name, columns, count))
     if text is None:
+        head, _, names = SQL[name].partition("(")
+        named = ",".join(names.partition(")")[0].split(",")[:columns])
         row = "(" + ", ".join("?" * columns) + ")"
-        text = _INSERTS[name, count] = SQL[name] + " " + ", ".join([row] * count)
+        text = _INSERTS[name, columns, count] = f"{head}({named}) VALUES " + ", ".join([row] * count)
     return text
 
 

@@ -18,9 +18,10 @@ from relay.mail.envelope import QueueId
 from relay.queue.bodies import Bodies
 from relay.queue.boot import Clock, boot_clock, boot_id
 from relay.queue.database import PAGE_OCTETS, connect, fault
+from relay.queue.intake_file import Found, read_all, segments
 from relay.queue.journal import Journal
 from relay.queue.layout import FILE_MODE, Layout, Tuning, WriteLock, grow
-from relay.queue.operations import remove_orphans
+from relay.queue.operations import remove_orphans, take_in
 from relay.queue.statements import MIGRATIONS, SQL, migration
 from relay.queue.store import QueueError
 
@@ -77,9 +78,10 @@ def _prepare(layout: Layout, clock: Clock, boot: str, tuning: Tuning) -> Prepare
         if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise QueueError(f"{layout.database}: this file system cannot hold the queue; use a local disk")
         found = _migrate(connection, layout)
+        logs = read_all(segments(layout.queue))
         journals = _Journals(layout, boot)
         try:
-            report = _take_over(connection, journals, clock(), boot, found)
+            report = _take_over(connection, journals, logs, clock(), boot, found)
             journals.forget()
         finally:
             journals.close()
@@ -127,10 +129,13 @@ class _Journals:
 
 
 def _take_over(
-    connection: sqlite3.Connection, journals: _Journals, now: float, boot: str, found: int
+    connection: sqlite3.Connection, journals: _Journals, logs: list[Found], now: float, boot: str, found: int
 ) -> dict[str, Any]:
     """One transaction: leases, duplicates, and after a restart of the machine all boot-clock values."""
     connection.execute("BEGIN IMMEDIATE")
+    take_in(connection, logs)
+    connection.execute(SQL["forget_epochs"], (json.dumps([log.epoch for log in logs]),))
+    connection.execute(SQL["forget_all_moved"])
     row = connection.execute(SQL["boot_of"]).fetchone()
     restarted = row is not None and row[0] != boot
     marked = json.dumps(journals.keys())

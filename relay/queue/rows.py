@@ -79,10 +79,26 @@ class NewRows:
             "" if terms is PLAIN else terms.words,
         )
 
+    def leased_until(self, until: float) -> KeptRows:
+        """The same with a lease that was extended meanwhile."""
+        message = (*self.message[:_UNTIL], until, *self.message[_UNTIL + 1 :])
+        return KeptRows(self.key, message, self.recipients, self.octets)
 
-MESSAGE_COLUMNS: Final = 19
-BODY_COLUMNS: Final = 2
-RECIPIENT_COLUMNS: Final = 11
+
+class KeptRows:
+    """One message as rows that were made before: what ``NewRows`` made, its body in memory."""
+
+    __slots__ = ("file", "key", "message", "octets", "recipients")
+
+    def __init__(self, key: int, message: Row, recipients: list[Row], octets: bytes | None) -> None:
+        self.key = key
+        self.message = message
+        self.recipients = recipients
+        self.octets = octets
+        self.file = ""
+
+
+_UNTIL: Final = 15
 _DUE: Final = 5
 
 

@@ -19,9 +19,11 @@ from typing import Any, Final, TypeVar
 
 from relay.config.schema import Queue
 from relay.mail.envelope import QueueId
+from relay.queue import intake_file
 from relay.queue.bodies import Bodies
 from relay.queue.boot import Clock, boot_clock, boot_id
 from relay.queue.database import connect_readonly, fault
+from relay.queue.intake import Entry, Intake
 from relay.queue.journal import Journal
 from relay.queue.layout import Layout, Tuning
 from relay.queue.loading import load
@@ -29,6 +31,9 @@ from relay.queue.operations import (
     SWEEP_FILES,
     Aside,
     Claim,
+    ForgetMoved,
+    Import,
+    Move,
     Operation,
     Put,
     Release,
@@ -40,7 +45,7 @@ from relay.queue.operations import (
 )
 from relay.queue.requests import Act
 from relay.queue.rows import NewRows
-from relay.queue.statements import SQL
+from relay.queue.statements import MIGRATIONS, SQL
 from relay.queue.store import (
     Acted,
     Action,
@@ -139,6 +144,17 @@ class SqliteStore:
             self._journal.close()
             raise fault(error, layout.database) from None
         self._next_key = self._writer.holder << 32
+        self._intake = Intake(
+            layout,
+            slot,
+            len(MIGRATIONS),
+            loop=loop,
+            move=self._move,
+            forget=lambda keys: self._post(ForgetMoved(keys)),
+            timeout_s=config.write_timeout_s,
+            tuning=tuning,
+        )
+        self._tasks: set[asyncio.Task[bool]] = set()
         self._sweep_timer = loop.call_later(_SWEEP_S, self._sweep)
 
     # --- messages in ------------------------------------------------------------------------------------------------
@@ -162,6 +178,10 @@ class SqliteStore:
     def put_soon(self, message: NewMessage) -> tuple[Lease, asyncio.Future[None]]:
         self._guard_space()
         rows = self._rows((message,))
+        if message.leased:
+            future = self._intake.put(rows[0])
+            if future is not None:
+                return rows[0].lease, future
         return rows[0].lease, self._writer.submit(Put(rows))
 
     def _rows(self, messages: Sequence[NewMessage], *, reports: bool = False) -> list[NewRows]:
@@ -244,6 +264,11 @@ class SqliteStore:
 
     # --- attempts ---------------------------------------------------------------------------------------------------
     async def settle(self, settlement: Settlement) -> bool:
+        entry = self._intake.live(settlement.lease.key)
+        if entry is not None:
+            if _is_over(entry, settlement):
+                return await self._intake.finish(entry.rows.key)
+            await asyncio.shield(entry.moving or self._intake.move([entry]))
         reports = self._rows(settlement.reports, reports=True) if settlement.reports else []
         operation = _settle(settlement, reports)
         if not reports:
@@ -254,7 +279,18 @@ class SqliteStore:
         return settled
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[bool]:
-        return self._writer.submit(_settle(settlement, ()))
+        entry = self._intake.live(settlement.lease.key)
+        if entry is None:
+            return self._writer.submit(_settle(settlement, ()))
+        if _is_over(entry, settlement):
+            return self._intake.finish(entry.rows.key)
+        task = self._loop.create_task(self.settle(settlement))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _move(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
+        return self._writer.submit(Move([entry.rows.leased_until(entry.until) for entry in entries]))
 
     async def claim(self, limit: int, ready: Sequence[str] = ()) -> tuple[list[Claimed], float | None]:
         operation = Claim(limit, ready)
@@ -289,7 +325,23 @@ class SqliteStore:
         return loaded.messages, again
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease | None]:
-        return await self._writer.perform(Renew(leases)) if leases else []
+        until = self._clock() + self._lease_s
+        for lease in leases:
+            entry = self._intake.live(lease.key)
+            if entry is not None and entry.moving is not None:
+                with suppress(QueueError):
+                    await asyncio.shield(entry.moving)
+        renewed: dict[int, Lease | None] = {}
+        for lease in leases:
+            entry = self._intake.live(lease.key)
+            if entry is not None:
+                entry.until = until
+                renewed[lease.key] = Lease(lease.key, lease.token, until)
+        others = [lease for lease in leases if lease.key not in renewed]
+        if others:
+            found = await self._writer.perform(Renew(others))
+            renewed.update({lease.key: new for lease, new in zip(others, found, strict=True)})
+        return [renewed[lease.key] for lease in leases]
 
     async def _set_aside(self, entries: list[tuple[int, str]]) -> None:
         """Never fails: what could not be written now is found again when the lease is over."""
@@ -302,6 +354,13 @@ class SqliteStore:
 
     # --- the rest ---------------------------------------------------------------------------------------------------
     async def take_over_slot(self) -> TakeOver:
+        paths = intake_file.segments(self._layout.queue, self._slot)
+        try:
+            found = await asyncio.to_thread(intake_file.read_all, paths)
+        except OSError as error:
+            raise fault(error, self._layout.queue) from None
+        if found:
+            await self._writer.perform(Import(found))
         voided, names = await self._writer.perform(Void(self._slot, self._journal.inherited))
         self._journal.forget_inherited()
         return TakeOver(voided, tuple(QueueId(bytes(name).decode("ascii", "replace")) for name in names))
@@ -322,6 +381,10 @@ class SqliteStore:
 
     async def close(self) -> None:
         self._sweep_timer.cancel()
+        try:
+            await self._intake.close()
+        except QueueError as error:
+            _logger.warning("queue: %s; what it still holds is taken in by the next start", error)
         await asyncio.to_thread(self._reader.shutdown)
         self._read_connection.close()
         await self._writer.close()
@@ -386,6 +449,17 @@ def _settle(settlement: Settlement, reports: Sequence[NewRows]) -> Settle:
         possible_duplicate=settlement.possible_duplicate,
         waits_for=settlement.waits_for,
         warned=settlement.warned,
+    )
+
+
+def _is_over(entry: Entry, settlement: Settlement) -> bool:
+    """Everybody is served and nothing else is to be recorded: the log can say so by itself."""
+    return (
+        entry.moving is None
+        and not settlement.deferred
+        and not settlement.reports
+        and not settlement.keep
+        and len(settlement.finished) == len(entry.rows.recipients)
     )
 
 

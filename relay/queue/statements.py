@@ -23,7 +23,7 @@ def _named(text: str) -> dict[str, str]:
 SQL: Final = _named(_read("statements.sql"))
 """Statement by name."""
 
-MIGRATIONS: Final = ("schema_0001.sql", "schema_0002.sql", "schema_0003.sql")
+MIGRATIONS: Final = ("schema_0001.sql", "schema_0002.sql", "schema_0003.sql", "schema_0004.sql")
 """The n-th file leads from schema version n-1 to n. Files that were released never change; new ones are added."""
 
 

@@ -1,6 +1,8 @@
 """A process that puts, defers and settles messages and says so line by line, to be traced, cut and failed.
 
-usage: driver.py SPOOL COUNT [SLOT]
+usage: driver.py SPOOL COUNT [SLOT [soon]]
+
+With ``soon`` small messages are put as the relay puts those that it delivers at once: by the intake log.
 
 Lines on standard output, each one write(2): ``ACK ID`` after a put returned, ``FAIL ID`` after it raised QueueError,
 ``GONE ID`` before a settle that finishes the message begins, ``OK ID`` after it. The body of a message follows from
@@ -21,11 +23,14 @@ from relay.mail.address import Mailbox
 from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.queue.boot import boot_clock, boot_id
+from relay.queue.intake import DONE_RESERVE
 from relay.queue.layout import Tuning
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import Deferral, NewMessage, QueueError, Settlement
 
-TUNING = Tuning(wal_octets=256 << 10, checkpoint_octets=96 << 10, reserve_octets=0)
+TUNING = Tuning(
+    wal_octets=256 << 10, checkpoint_octets=96 << 10, intake_octets=DONE_RESERVE + (128 << 10), reserve_octets=0
+)
 """A log so short that a few dozen messages go round it several times."""
 
 LARGE_OCTETS = MEMORY_OCTETS + 10_001
@@ -43,7 +48,7 @@ def say(word: str, name: str) -> None:
     os.write(1, f"{word} {name}\n".encode())
 
 
-async def one(store: SqliteStore, name: str) -> None:
+async def one(store: SqliteStore, name: str, *, soon: bool) -> None:
     number = int(name[1:])
     body = body_of(name)
     content = Content.of(body)
@@ -56,8 +61,13 @@ async def one(store: SqliteStore, name: str) -> None:
     envelope = Envelope(
         QueueId(name), Mailbox("sender@example.com"), to, body_8bit=False, listener="mx", client="client[192.0.2.1]"
     )
+    message = NewMessage(envelope, content, time.time(), 1e6, boot_clock(), leased=True)
     try:
-        (lease,) = await store.put([NewMessage(envelope, content, time.time(), 1e6, boot_clock(), leased=True)])
+        if soon and content.memory is not None:
+            lease, committed = store.put_soon(message)
+            await committed
+        else:
+            (lease,) = await store.put([message])
     except QueueError as error:
         sys.stderr.write(f"{name}: {error}\n")
         say("FAIL", name)
@@ -80,7 +90,7 @@ async def one(store: SqliteStore, name: str) -> None:
         sys.stderr.write(f"{name}: settle: {error}\n")
 
 
-async def main(spool: Path, count: int, slot: int) -> None:
+async def main(spool: Path, count: int, slot: int, *, soon: bool) -> None:
     owner = f"{boot_id()}:{slot}:1"
     store = SqliteStore(spool, owner, slot, Queue(), asyncio.get_running_loop(), tuning=TUNING)
     await store.take_over_slot()
@@ -88,11 +98,11 @@ async def main(spool: Path, count: int, slot: int) -> None:
 
     async def session() -> None:
         for name in names:
-            await one(store, name)
+            await one(store, name, soon=soon)
 
     await asyncio.gather(*(session() for _ in range(IN_FLIGHT)))
     await store.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int((*sys.argv, 0)[3]), soon="soon" in sys.argv))

@@ -2,7 +2,9 @@
 
     problems = unproved(calls, spool, acknowledgements(calls, rb"ACK (\\w+)"))
 
-An acknowledgement is proved when, before the write(2) that carries it began: the log frame that names the message was
+An acknowledgement is proved when, before the write(2) that carries it began, either the record of an intake log that holds
+the message was written, in a segment whose header was synced before, and a sync of the segment began after that and ended
+well; or: the log frame that names the message was
 written, and so was the commit frame of its transaction, and a sync of the log began after that and ended well; and,
 for a message with a body file: the file was linked, its last octet written, then file and folder synced, all before
 the frame that names it was written. A file that replaces another is judged by ``unsafe_renames``.
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from relay.queue.intake_file import MAGIC
 from tests.durability.trace import RENAMES, SYNCS, WRITES, Call, linked_from, target_of
 
 
@@ -74,6 +77,9 @@ class _Evidence:
         self._frames = [c for c in calls if c.name == "pwrite64" and c.path == wal and c.result > 0]
         self._log_syncs = [c for c in calls if c.name in SYNCS and c.path == wal and c.result == 0]
         self._folder_syncs = [c for c in calls if c.name == "fsync" and c.path == self._folder and c.result == 0]
+        intake = str(spool / "queue" / "intake-")
+        self._records = [c for c in calls if c.name == "pwrite64" and c.path.startswith(intake) and c.result > 0]
+        self._record_syncs = [c for c in calls if c.name in SYNCS and c.path.startswith(intake) and c.result == 0]
         self._links: dict[str, tuple[Call, str]] = {}
         self._file_writes: dict[str, list[Call]] = {}
         self._file_syncs: dict[str, list[Call]] = {}
@@ -101,6 +107,10 @@ class _Evidence:
 
     def against(self, told: Acknowledgement, steps: list[tuple[str, Call]]) -> str:
         """Why it is not proved; empty when it is. ``steps`` gets what was found."""
+        quoted = b'"' + told.id + b'"'
+        record = next((r for r in self._records if r.end < told.line and quoted in r.data), None)
+        if record is not None:
+            return self._against_record(told, record, steps)
         row = re.compile(re.escape(told.id) + _NOT_RECEIVED)
         frame = next((f for f in self._frames if f.end < told.line and told.id in f.data and row.search(f.data)), None)
         if frame is None:
@@ -118,6 +128,18 @@ class _Evidence:
         steps.append(("the log: head of the commit frame", heads[-1]))
         found = re.search(re.escape(told.id) + _BODY_NAME, frame.data)
         return self._against_body(found[1].decode(), frame, steps) if found else ""
+
+    def _against_record(self, told: Acknowledgement, record: Call, steps: list[tuple[str, Call]]) -> str:
+        steps.append(("the log: record with the message", record))
+        syncs = [sync for sync in self._record_syncs if sync.path == record.path]
+        sync = next((sync for sync in syncs if sync.begin > record.end), None)
+        if sync is None or sync.end >= told.line:
+            return "the log was not synced between its record and the acknowledgement"
+        steps.append(("the log: synced", sync))
+        heads = [r for r in self._records if r.path == record.path and r.data[:8] == MAGIC and r.end < record.begin]
+        if heads and _between(syncs, heads[-1], record) is None:
+            return "the log was not synced between its header and its record"
+        return ""
 
     def _against_body(self, name: str, frame: Call, steps: list[tuple[str, Call]]) -> str:
         if name not in self._links:

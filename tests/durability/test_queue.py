@@ -24,9 +24,18 @@ CUTS = 200
 TORN_CUTS = 60
 
 
-def drive(spool: Path, trace: Path, *, count: int = MESSAGES, inject: str = "") -> list[tuple[str, str]]:
+def drive(
+    spool: Path, trace: Path, *, count: int = MESSAGES, inject: str = "", soon: bool = False
+) -> list[tuple[str, str]]:
     """Run the driver under strace; the lines it wrote, as pairs."""
-    program = [sys.executable, ROOT / "tests" / "durability" / "driver.py", spool, count]
+    program = [
+        sys.executable,
+        ROOT / "tests" / "durability" / "driver.py",
+        spool,
+        count,
+        0,
+        *(["soon"] if soon else []),
+    ]
     run = subprocess.run(
         strace(trace, program, inject=inject),
         capture_output=True,
@@ -129,12 +138,16 @@ def test_the_model_does_lose_what_was_not_synced(traced, fast_folder):
         "fsync:error=EIO:when=5",  # of a body file or its folder
         "pwrite64:error=EIO:when=60",  # of a frame
         "pwrite64:error=ENOSPC:when=71",
+        "soon fdatasync:error=EIO:when=8",  # of the intake log, mostly
+        "soon fdatasync:error=EIO:when=14..17",
+        "soon pwrite64:error=EIO:when=50",
     ],
 )
 def test_a_failing_disk_fails_the_put_and_loses_nothing(tmp_path, inject):
     spool = tmp_path / "spool"
     prepare(spool, tuning=TUNING)
-    said = drive(spool, tmp_path / "trace", count=60, inject=inject)
+    soon, inject = inject.startswith("soon "), inject.removeprefix("soon ")
+    said = drive(spool, tmp_path / "trace", count=60, inject=inject, soon=soon)
     assert "INJECTED" in (tmp_path / "trace").read_text("ascii")
     acked = [name for word, name in said if word == "ACK"]
     failed = [name for word, name in said if word == "FAIL"]

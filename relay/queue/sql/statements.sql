@@ -210,3 +210,27 @@ SELECT file, size FROM message WHERE key = ?
 
 -- name: body_head
 SELECT substr(octets, 1, ?) FROM body WHERE key = ?
+
+-- name: remember_moved
+INSERT OR IGNORE INTO intake_moved (key) SELECT value FROM json_each(?)
+
+-- name: forget_moved
+DELETE FROM intake_moved WHERE key IN (SELECT value FROM json_each(?))
+
+-- name: known_epochs
+SELECT json_group_array(epoch) FROM intake_epoch WHERE epoch IN (SELECT value FROM json_each(?))
+
+-- name: remember_epochs
+INSERT OR IGNORE INTO intake_epoch (epoch) SELECT value FROM json_each(?)
+
+-- name: forget_epochs
+-- Of segments that are no more.
+DELETE FROM intake_epoch WHERE epoch NOT IN (SELECT value FROM json_each(?))
+
+-- name: forget_all_moved
+DELETE FROM intake_moved
+
+-- name: keys_there
+-- Those in the database, or that were: finished before the log said that they had been moved.
+SELECT json_group_array(value) FROM json_each(:keys)
+WHERE value IN (SELECT key FROM intake_moved) OR EXISTS (SELECT 1 FROM message WHERE message.key = value)
