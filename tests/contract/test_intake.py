@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 
 import pytest
 
 from relay.queue import intake, intake_file
 from relay.queue.layout import Tuning
+from relay.queue.operations import take_in
+from relay.queue.rows import KeptRows
 from relay.queue.store import QueueError, Settlement
 from tests.contract.conftest import SMALL, Bench
 
@@ -223,3 +226,16 @@ async def test_a_failed_sync_fails_the_put_and_the_log_is_begun_anew_without_it(
     assert store._intake.live(lease.key) is not None
     after = await crashed(disk, tmp_path / "after")
     assert await names_after(after) == ["M1", "M3", "M4"], "who was told no is not in the queue"
+
+
+async def test_a_log_of_an_earlier_release_whose_rows_had_fewer_columns_is_taken_in(disk):
+    store = await opened(disk)
+    lease = await put(store, disk, "M1")
+    rows = store._intake.live(lease.key).rows
+    older = KeptRows(
+        rows.key + 1, (rows.key + 1, *rows.message[1:17]), [(rows.key + 1, *rows.recipients[0][1:10])], b"x"
+    )
+    connection = sqlite3.connect(disk.folder / "queue" / "queue.db", isolation_level=None)
+    assert take_in(connection, [intake_file.Found(1, {older.key: older}, frozenset())]) == 1
+    assert connection.execute("SELECT count(*) FROM recipient WHERE message = ?", (older.key,)).fetchone() == (1,)
+    connection.close()
