@@ -31,9 +31,10 @@ from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
+from relay.mail.terms import PLAIN
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import Lanes
-from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served
+from relay.outbound.results import Judged, Results, boot_clock, everybody_served, first_tries, owes_report
 from relay.outbound.runner import Delivery, Runner
 from relay.policy.outcome import client_reply
 from relay.policy.route import Action, Route
@@ -74,6 +75,7 @@ class ExpressAttempt:
     __slots__ = (
         "_answer", "_answers", "_cell", "_dispatch", "_dot_sent", "_lane", "_others", "_storing",
         "body_8bit", "content", "created", "deadline", "delivery", "envelope", "over", "recipients", "sender", "started",
+        "terms", "told",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +95,8 @@ class ExpressAttempt:
         self.sender = envelope.sender
         self.recipients: Sequence[Mailbox] = envelope.recipients
         self.body_8bit = envelope.body_8bit
+        self.terms = envelope.terms
+        self.told = False
         self.created = time.time()
         self.deadline = self.started + dispatch.express_deadline_s
         self.delivery: Delivery | None = None
@@ -139,7 +143,7 @@ class ExpressAttempt:
         """Nothing was said to the client yet."""
         self.over = True
         dispatch, envelope, lane = self._dispatch, self.envelope, self._lane
-        if everybody_served(answers):
+        if everybody_served(answers) and (self.terms is PLAIN or not owes_report(self)):
             dispatch.results.delivered(
                 envelope.id, envelope.recipients, answers, lane, self.content.size, self.created, "express"
             )
@@ -147,10 +151,11 @@ class ExpressAttempt:
             self.content.close()
             self._answer(reply.OK_DELIVERED, envelope.id)
             return
-        tried = [Tried(number, mailbox, 0) for number, mailbox in enumerate(envelope.recipients)]
+        tried = first_tries(envelope)
         judged = dispatch.results.judge(
-            envelope, tried, answers, lane, self.content.size, self.created, "express", expired=False
-        )
+            envelope, tried, answers, lane, self.content.size, self.created, "express", expired=False,
+            told=self.told,
+        )  # fmt: skip
         if len(judged.failures) == len(tried):
             self.content.close()
             self._answer(client_reply(answers, lane.classify), NO_TEXT)
@@ -161,10 +166,11 @@ class ExpressAttempt:
         self.over = True
         delivery, envelope = self.delivery, self.envelope
         assert delivery is not None
-        tried = [Tried(number, mailbox, 0) for number, mailbox in enumerate(envelope.recipients)]
+        tried = first_tries(envelope)
         judged = self._dispatch.results.judge(
-            envelope, tried, answers, self._lane, self.content.size, self.created, "queue", expired=False
-        )
+            envelope, tried, answers, self._lane, self.content.size, self.created, "queue", expired=False,
+            told=self.told,
+        )  # fmt: skip
         self._dispatch.background(self._dispatch.settle_late(delivery, judged, self._cell))
 
     def late(self) -> None:
@@ -386,7 +392,11 @@ class Dispatch:
             renumbered = tuple(_renumbered(number, d) for number, d in enumerate(judged.deferred))
             messages.append(
                 NewMessage(
-                    envelope=replace(envelope, recipients=tuple(left)),
+                    envelope=replace(
+                        envelope,
+                        recipients=tuple(left),
+                        terms=envelope.terms.only([d.number for d in judged.deferred]),
+                    ),
                     content=content,
                     created=attempt.created,
                     expires_in=self._expire_s,
@@ -396,7 +406,7 @@ class Dispatch:
                     possible_duplicate=judged.unknown,
                 )
             )
-        messages += self.results.report(envelope, content, attempt.created, judged.failures)
+        messages += self.results.report(envelope, content, attempt.created, judged.notices)
         if messages and await self._put(messages, envelope.id, answer) is None:
             content.close()
             return
@@ -412,7 +422,7 @@ class Dispatch:
 
     async def settle_late(self, delivery: Delivery, judged: Judged, cell: int) -> None:
         """The late answer settles the row that was committed as in flight."""
-        reports = self.results.report(delivery.envelope, delivery.content, delivery.created, judged.failures)
+        reports = self.results.report(delivery.envelope, delivery.content, delivery.created, judged.notices)
         delivery.open = len(judged.deferred)
         settlement = Settlement(
             delivery.lease, judged.finished, judged.deferred, reports, possible_duplicate=judged.unknown

@@ -80,7 +80,7 @@ class Listener:
             limits.message_octets, limits.header_octets, config.content.line_endings, self.rules.header
         )
         self.banner = f"220 {self.hostname} ESMTP\r\n".encode("ascii")
-        offers = ["PIPELINING", f"SIZE {limits.message_octets}", "8BITMIME", "ENHANCEDSTATUSCODES"]
+        offers = ["PIPELINING", f"SIZE {limits.message_octets}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN"]
         self.ehlo_in_tls = self._ehlo(offers)
         self.ehlo = self._ehlo([*offers, "STARTTLS"] if tls is not None else offers)
 

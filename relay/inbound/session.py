@@ -10,7 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from relay.config.schema import Mode
-from relay.inbound.parameters import MAIL_PREFIX, PLAIN_MAIL, PLAIN_RCPT, RCPT_PREFIX, mail_parameters
+from relay.inbound.parameters import (
+    MAIL_PREFIX,
+    PLAIN_MAIL,
+    PLAIN_RCPT,
+    RCPT_PREFIX,
+    mail_parameters,
+    rcpt_parameters,
+)
 from relay.inbound.receiver import Receiver
 from relay.inbound.transaction import Transaction
 from relay.inbound.wire import NO_TEXT, Wire
@@ -18,6 +25,7 @@ from relay.mail import reply
 from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, is_relay_form, parse_path
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
+from relay.mail.terms import PLAIN, RecipientTerms
 from relay.mail.trace import Origin, helo_text, origin, received
 from relay.policy.verdict import Verdict
 
@@ -106,7 +114,7 @@ class Session(Wire):
         if listener.require_auth:
             self.say(reply.NEED_AUTH)
             return
-        body_8bit = False
+        body_8bit, terms = False, PLAIN
         found = PLAIN_MAIL(line)
         if found is not None:
             mailbox = Mailbox(found[1].decode("ascii")) if found[1] else NULL_SENDER
@@ -130,7 +138,7 @@ class Session(Wire):
             if parameters.size > listener.receive.message_octets:
                 self.say(reply.MESSAGE_TOO_BIG)
                 return
-            body_8bit = parameters.body_8bit
+            body_8bit, terms = parameters.body_8bit, parameters.terms
         transaction = Transaction(mailbox, body_8bit, self.trusted, listener.rules, listener.directory)
         verdict = transaction.judge_sender()
         if verdict is not None:
@@ -138,6 +146,7 @@ class Session(Wire):
             if verdict.kind is not None:
                 self._reject(verdict, "MAIL", mailbox, mailbox, None)
                 return
+        transaction.terms = terms
         self._transaction = transaction
         self.say(reply.OK_MAIL)
 
@@ -148,6 +157,7 @@ class Session(Wire):
             return
         transaction.asked = True
         relay_form = False
+        said: RecipientTerms | None = None
         found = PLAIN_RCPT(line)
         if found is not None:
             mailbox = Mailbox(found[1].decode("ascii"))
@@ -164,8 +174,11 @@ class Session(Wire):
                 self.say(reply.BAD_RECIPIENT)
                 return
             if words:
-                self.say(reply.BAD_PARAMETER)
-                return
+                given = rcpt_parameters(words)
+                if isinstance(given, Kind):
+                    self.say(given)
+                    return
+                said = given
             mailbox = path
             if "@" not in mailbox:  # RFC 5321 §4.5.1
                 mailbox = self.listener.rules.postmaster or mailbox
@@ -177,6 +190,8 @@ class Session(Wire):
             named = transaction.sender if verdict.kind is reply.SENDER_RESTRICTED else mailbox
             self._reject(verdict, "RCPT", named, transaction.sender, mailbox)
             return
+        if said is not None:
+            transaction.say_of_next(said)
         transaction.recipients.append(verdict.instead or mailbox)
         self.say(reply.OK_RCPT)
 
@@ -243,6 +258,7 @@ class Session(Wire):
             transaction.body_8bit,
             listener.name,
             self.client,
+            transaction.terms if transaction.terms is PLAIN else transaction.all_terms(),
         )
         listener.log.received(
             envelope.id, self.client, listener.name, envelope.sender, len(envelope.recipients),

@@ -16,6 +16,7 @@ from relay.directory.snapshot import ACCEPT as KNOWN
 from relay.directory.snapshot import RESTRICTED, Directory
 from relay.mail.address import NULL_SENDER, Mailbox, domain_of, unquoted
 from relay.mail.reply import TOO_MANY_RECIPIENTS, OperatorText
+from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms, Terms
 from relay.policy import recipient, sender
 from relay.policy.client import ClientRules
 from relay.policy.content import HeaderRules
@@ -72,7 +73,8 @@ class Transaction:
     """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender; ``asked``: there was a RCPT."""
 
     __slots__ = (
-        "_directory", "_restricted", "_rules", "asked", "body_8bit", "recipients", "restriction", "sender", "trusted",
+        "_directory", "_restricted", "_rules", "_said", "asked", "body_8bit", "recipients", "restriction", "sender",
+        "terms", "trusted",
     )  # fmt: skip
 
     def __init__(self, mailbox: Mailbox, body_8bit: bool, trusted: bool, rules: Rules, directory: Directory) -> None:  # noqa: FBT001
@@ -81,6 +83,8 @@ class Transaction:
         self.trusted = trusted
         self.recipients: list[Mailbox] = []
         self.asked = False
+        self.terms = PLAIN
+        self._said: dict[int, RecipientTerms] = {}
         self._rules = rules
         self._directory = directory
         self.restriction: OperatorText | None = None
@@ -95,6 +99,20 @@ class Transaction:
                 if bare and snapshot.lookup(bare) & RESTRICTED:
                     self.restriction = self._text(bare)
         self._restricted = None if self.restriction is None else sender.decide(self.restriction, rules.sender)
+
+    def say_of_next(self, terms: RecipientTerms) -> None:
+        """Note the parameters of the RCPT whose recipient is taken next."""
+        if terms is not PLAIN_RECIPIENT:
+            self._said[len(self.recipients)] = terms
+            if self.terms is PLAIN:
+                self.terms = Terms()
+
+    def all_terms(self) -> Terms:
+        """What was said with MAIL and with every RCPT."""
+        if not self._said:
+            return self.terms
+        said = [self._said.get(number, PLAIN_RECIPIENT) for number in range(len(self.recipients))]
+        return replace(self.terms, recipients=tuple(said))
 
     def _text(self, address: Mailbox) -> OperatorText:
         """The wording of a restriction."""

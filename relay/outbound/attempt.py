@@ -8,6 +8,7 @@ from typing import Protocol
 from relay.mail.address import Mailbox
 from relay.mail.answer import Answer
 from relay.mail.content import Content
+from relay.mail.terms import Terms
 
 
 class Attempt(Protocol):
@@ -17,6 +18,9 @@ class Attempt(Protocol):
     recipients: Sequence[Mailbox]
     content: Content
     body_8bit: bool
+    terms: Terms
+    told: bool
+    """Set by the connection: the next hop was told which reports are wanted, and sends those it owes (RFC 3461 §5.2.1)."""
     started: float
     """When it was handed to its lane, on the lane's clock."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from relay.mail.answer import Answer, Stage
+from relay.mail.terms import PLAIN
 from relay.outbound.attempt import Attempt
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Capabilities(NamedTuple):
     size: int
     eight_bit: bool
     tls: str
+    dsn: bool = False
+    utf8: bool = False
 
 
 def split_text(lines: str) -> tuple[str, str]:
@@ -111,6 +114,8 @@ class Connection(asyncio.Protocol):
             mail += " BODY=8BITMIME"
         steps = [(Stage.MAIL, f"{mail}\r\n".encode("ascii"))]
         steps += [(Stage.RCPT, f"RCPT TO:<{recipient}>\r\n".encode("ascii")) for recipient in attempt.recipients]
+        if attempt.terms is not PLAIN:
+            steps = self._on_terms(attempt, steps)
         steps.append((Stage.DATA, b"DATA\r\n"))
         if self._reset:
             self._reset = False
@@ -121,6 +126,18 @@ class Connection(asyncio.Protocol):
             self.transport.write(b"".join([octets for _, octets in steps]))
         else:
             self.transport.write(steps[0][1])
+
+    def _on_terms(self, attempt: Attempt, steps: list[tuple[Stage, bytes]]) -> list[tuple[Stage, bytes]]:
+        """MAIL and RCPT with what the client said about reports, where the next hop knows DSN (RFC 3461 §5.2.1)."""
+        attempt.told = self.capabilities.dsn
+        if not attempt.told:
+            return steps
+        terms = attempt.terms
+        words = [terms.report_words, *[terms.of(number).words for number in range(len(attempt.recipients))]]
+        return [
+            (stage, b"%b %b\r\n" % (line[:-2], said.encode()) if said else line)
+            for (stage, line), said in zip(steps, words, strict=True)
+        ]
 
     def data_received(self, data: bytes) -> None:
         """Octets from the next hop: whole replies are handled, the rest waits."""

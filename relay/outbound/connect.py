@@ -118,6 +118,8 @@ def _take_over(lane: Lane, client: SMTP) -> Connection:
         size=int(size) if size.isascii() and size.isdigit() else 0,
         eight_bit="8bitmime" in offers,
         tls=(tls.version() or "") if tls is not None else "",
+        dsn="dsn" in offers,
+        utf8="smtputf8" in offers,
     )
     kind = LmtpConnection if lane.next_hop.protocol == "lmtp" else Connection
     connection = kind(lane, transport, capabilities, lane.now())

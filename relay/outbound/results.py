@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.config.schema import Config
-from relay.mail.address import NULL_SENDER, Mailbox
+from relay.mail.address import Mailbox
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
-from relay.mail.dsn import ORIGINAL_OCTETS, Cause, Failure, Report, answerable, failure_report, header_of
+from relay.mail.dsn import Cause, Notice
 from relay.mail.envelope import Envelope, QueueId
-from relay.mail.trace import date
+from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms
+from relay.outbound.attempt import Attempt
 from relay.outbound.lane import Lane
+from relay.outbound.reports import Reports, arrival
 from relay.policy.outcome import Outcome, advice, classify
 from relay.policy.retry import next_attempt
 from relay.policy.route import Route
@@ -40,11 +42,20 @@ NO_HOP: Final = "none"
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One recipient of an attempt: its number in the queued envelope and the attempts made before."""
+    """One recipient of an attempt: its number in the queued envelope, the attempts made before, the reports wanted."""
 
     number: int
     mailbox: Mailbox
     attempts: int
+    terms: RecipientTerms = PLAIN_RECIPIENT
+
+
+def first_tries(envelope: Envelope) -> list[Tried]:
+    """All recipients of a message that just came in."""
+    terms = envelope.terms
+    if not terms.recipients:
+        return [Tried(number, mailbox, 0) for number, mailbox in enumerate(envelope.recipients)]
+    return [Tried(number, mailbox, 0, terms.recipients[number]) for number, mailbox in enumerate(envelope.recipients)]
 
 
 def everybody_served(answers: Sequence[Answer]) -> bool:
@@ -52,15 +63,28 @@ def everybody_served(answers: Sequence[Answer]) -> bool:
     return all(answer.stage is Stage.FINAL and 200 <= answer.code <= 299 for answer in answers)
 
 
+def owes_report(attempt: Attempt) -> bool:
+    """True when somebody's arrival has to be reported by the relay, because the next hop does not (RFC 3461 §5.2.2)."""
+    return attempt.terms is not PLAIN and not attempt.told and any(r.wants_success for r in attempt.terms.recipients)
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The result. ``unknown``: some answer is missing after the final dot (RFC 1047)."""
+    """The result. ``unknown``: some answer is missing after the final dot (RFC 1047). ``arrivals``: deliveries that the
+    relay has to report on.
+    """
 
     delivered: int
     finished: tuple[int, ...]
     deferred: tuple[Deferral, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[Notice, ...]
     unknown: bool
+    arrivals: tuple[Notice, ...] = ()
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """All that a report may go out about."""
+        return self.failures + self.arrivals
 
 
 class Results:
@@ -69,16 +93,15 @@ class Results:
     def __init__(self, config: Config, log: MailLog, metrics: Metrics, next_id: Callable[[], QueueId]) -> None:
         self._log = log
         self._metrics = metrics
-        self._next_id = next_id
+        self._reports = Reports(config, log, next_id)
         self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Take over a (new) configuration."""
         self._waits = config.queue.retry_s
         self._jitter = config.queue.retry_jitter
-        self._expire_s = config.queue.expire_after_s
         self._soft_bounce = config.server.soft_bounce
-        self._hostname = config.server.hostname
+        self._reports.configure(config)
 
     def delivered(
         self, queue_id: QueueId, recipients: Sequence[Mailbox], answers: Sequence[Answer], lane: Lane, size: int,
@@ -117,12 +140,15 @@ class Results:
 
     def judge(
         self, envelope: Envelope, tried: Sequence[Tried], answers: Sequence[Answer], lane: Lane | None, size: int,
-        created: float, via: Via, *, expired: bool,
+        created: float, via: Via, *, expired: bool, told: bool = False,
     ) -> Judged:  # fmt: skip
-        """Everything an attempt means, recipient by recipient. ``expired``: what is not delivered now never will be."""
+        """Everything an attempt means, recipient by recipient. ``expired``: what is not delivered now never will be.
+        ``told``: the next hop knows which reports are wanted.
+        """
         finished: list[int] = []
         deferred: list[Deferral] = []
-        failures: list[Failure] = []
+        failures: list[Notice] = []
+        arrivals: list[Notice] = []
         delivered, unknown = 0, False
         host, label = (lane.name, lane.label) if lane is not None else ("", NO_HOP)
         delay = time.time() - created
@@ -139,9 +165,12 @@ class Results:
                     delivered += 1
                     finished.append(one.number)
                     status, counted = "sent", "delivered"
+                    if one.terms.wants_success and lane is not None and not told:
+                        cause = arrival(lane.next_hop.protocol)
+                        arrivals.append(Notice(one.mailbox, cause, answer, host, one.terms))
                 case Outcome.REFUSED:
                     finished.append(one.number)
-                    failures.append(Failure(one.mailbox, Cause.REFUSED, answer, host))
+                    failures.append(Notice(one.mailbox, Cause.REFUSED, answer, host, one.terms))
                     status, counted = "bounced", "bounced"
                 case Outcome.DEFERRED | Outcome.OUR_FAULT:
                     if outcome is Outcome.OUR_FAULT and lane is not None:
@@ -149,7 +178,7 @@ class Results:
                         self._misconfigured(lane, answer)
                     if expired:
                         finished.append(one.number)
-                        failures.append(Failure(one.mailbox, Cause.EXPIRED, answer, host))
+                        failures.append(Notice(one.mailbox, Cause.EXPIRED, answer, host, one.terms))
                         status = "expired"
                     else:
                         deferred.append(self._deferral(one, answer, lane, now, dice))
@@ -162,7 +191,7 @@ class Results:
             self._metrics.sent(label, size)
             if lane is not None and lane.misconfigured:
                 self._mended(lane)
-        return Judged(delivered, tuple(finished), tuple(deferred), tuple(failures), unknown)
+        return Judged(delivered, tuple(finished), tuple(deferred), tuple(failures), unknown, tuple(arrivals))
 
     def _deferral(self, one: Tried, answer: Answer, lane: Lane | None, now: float, dice: float) -> Deferral:
         attempts = one.attempts + 1
@@ -183,46 +212,7 @@ class Results:
             self._metrics.next_hop_state(lane.name, "misconfigured")
 
     def report(
-        self, envelope: Envelope, content: Content, created: float, failures: Sequence[Failure]
+        self, envelope: Envelope, content: Content, created: float, notices: Sequence[Notice]
     ) -> tuple[NewMessage, ...]:
-        """The report on ``failures`` to the sender, to be put in the same transaction; none when nobody may get one."""
-        if not failures:
-            return ()
-        try:
-            head = content.head(ORIGINAL_OCTETS)
-        except OSError:
-            head = b""
-        if not answerable(envelope.sender, header_of(head)):
-            self._log.note("info", "report_suppressed", id=envelope.id, sender=envelope.sender)
-            return ()
-        now = time.time()
-        offset = time.localtime(now).tm_gmtoff
-        queue_id = self._next_id()
-        octets = failure_report(
-            Report(
-                hostname=self._hostname,
-                sender=envelope.sender,
-                queue_id=envelope.id,
-                arrived=date(created, offset),
-                date=date(now, offset),
-                message_id=f"{queue_id}@{self._hostname}",
-                boundary=f"={queue_id}=",
-                original=head,
-                original_size=content.size,
-            ),
-            failures,
-        )
-        notice = Envelope(
-            queue_id, NULL_SENDER, (envelope.sender,), not octets.isascii(), "", f"report on {envelope.id}"
-        )
-        self._log.report(queue_id, envelope.id, envelope.sender)
-        return (
-            NewMessage(
-                envelope=notice,
-                content=Content.of(octets),
-                created=now,
-                expires_in=self._expire_s,
-                due=boot_clock(),
-                leased=False,
-            ),
-        )
+        """The reports to the sender, to be put in the same transaction; none when nobody may get one."""
+        return self._reports.make(envelope, content, created, notices)

@@ -18,9 +18,10 @@ from relay.mail.address import Mailbox, domain_of
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
+from relay.mail.terms import PLAIN, some
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import Lanes
-from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served
+from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served, first_tries, owes_report
 from relay.policy.outcome import Outcome, classify
 from relay.policy.route import Action, Route
 from relay.queue.store import Claimed, Lease, QueueError, Settlement, Store
@@ -80,7 +81,7 @@ class QueueAttempt:
 
     __slots__ = (
         "_cell", "_lane", "_others", "_runner", "body_8bit", "content", "delivery", "recipients", "sender", "started",
-        "tried",
+        "terms", "told", "tried",
     )  # fmt: skip
 
     def __init__(self, runner: Runner, delivery: Delivery, tried: Sequence[Tried], lanes: list[Lane]) -> None:
@@ -91,6 +92,9 @@ class QueueAttempt:
         self.recipients: Sequence[Mailbox] = [one.mailbox for one in tried]
         self.content = delivery.content
         self.body_8bit = delivery.envelope.body_8bit
+        terms = delivery.envelope.terms
+        self.terms = terms if terms is PLAIN else replace(terms, recipients=some([one.terms for one in tried]))
+        self.told = False
         self._lane = lanes[0]
         self._others = lanes[1:]
         self._cell = -1
@@ -177,8 +181,8 @@ class Runner:
 
     def take(self, lease: Lease, envelope: Envelope, content: Content, created: float) -> None:
         """Deliver a message this worker has just put; ``content`` is the runner's from now on."""
-        tried = [Tried(number, mailbox, 0) for number, mailbox in enumerate(envelope.recipients)]
-        self._deliver(Delivery(lease, envelope, content, created, expired=False, possible_duplicate=False), tried)
+        delivery = Delivery(lease, envelope, content, created, expired=False, possible_duplicate=False)
+        self._deliver(delivery, first_tries(envelope))
 
     def keep(self, delivery: Delivery) -> None:
         """Renew the lease of a message whose attempt runs elsewhere (a late express answer)."""
@@ -250,7 +254,7 @@ class Runner:
             possible_duplicate=one.possible_duplicate,
         )  # fmt: skip
         delivery.open = len(one.envelope.recipients) - len(one.recipients)  # held, or due later
-        self._deliver(delivery, [Tried(r.number, r.mailbox, r.attempts) for r in one.recipients])
+        self._deliver(delivery, [Tried(r.number, r.mailbox, r.attempts, r.terms) for r in one.recipients])
 
     def perhaps_again(self, queue_id: QueueId, recipients: int) -> None:
         """A final dot goes out for a message whose earlier one was not answered (RFC 1047)."""
@@ -332,7 +336,7 @@ class Runner:
     def finish(self, attempt: QueueAttempt, answers: list[Answer], lane: Lane, cell: int) -> None:
         """An attempt is over."""
         delivery = attempt.delivery
-        if delivery.turn is None and everybody_served(answers):
+        if delivery.turn is None and everybody_served(answers) and not owes_report(attempt):
             delivery.pending = 0
             self._results.delivered(
                 delivery.envelope.id, attempt.recipients, answers, lane, delivery.content.size, delivery.created,
@@ -344,7 +348,7 @@ class Runner:
             return
         judged = self._results.judge(
             delivery.envelope, attempt.tried, answers, lane, delivery.content.size, delivery.created, "queue",
-            expired=delivery.expired,
+            expired=delivery.expired, told=attempt.told,
         )  # fmt: skip
         self._spawn(self._settle(delivery, judged, cell))
 
@@ -361,7 +365,7 @@ class Runner:
         delivery.pending -= 1
         last = delivery.pending == 0
         delivery.open += len(judged.deferred)
-        reports = self._results.report(delivery.envelope, delivery.content, delivery.created, judged.failures)
+        reports = self._results.report(delivery.envelope, delivery.content, delivery.created, judged.notices)
         settlement = Settlement(
             delivery.lease, judged.finished, judged.deferred, reports, keep=not last,
             possible_duplicate=delivery.possible_duplicate,

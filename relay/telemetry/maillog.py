@@ -35,6 +35,7 @@ RECOVERIES: Final = frozenset({"next_hop_up", "next_hop_mended", "snapshot_taken
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DELIMITERS: Final = str.maketrans({"<": "?", ">": "?"})
 _DSN: Final = {"sent": "2.0.0", "deferred": "4.0.0", "bounced": "5.0.0", "expired": "4.4.7"}
+_REPORTS: Final = {"failed": "non-delivery", "delayed": "delay"}
 _PLAIN_VALUE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:/[]@+%,")
 
 
@@ -270,14 +271,15 @@ class MailLog:
         else:
             self._line("qmgr", f"{queue_id}: removed")
 
-    def report(self, queue_id: str, for_id: str, to: str) -> None:
-        """Report ``queue_id`` about message ``for_id`` was queued for the sender ``to``."""
+    def report(self, queue_id: str, for_id: str, to: str, action: str = "failed") -> None:
+        """Report ``queue_id`` about message ``for_id`` was queued for the sender ``to``. ``action``: that of RFC 3464."""
         if '"' in to:
             to = to.translate(_DELIMITERS)
         if self._json:
-            self._object("report", id=queue_id, for_id=for_id, to=to)
+            self._object("report", id=queue_id, for_id=for_id, to=to, action=action)
         else:
-            self._line("bounce", f"{for_id}: sender non-delivery notification: {queue_id}, to=<{to}>")
+            what = _REPORTS.get(action, "delivery status")
+            self._line("bounce", f"{for_id}: sender {what} notification: {queue_id}, to=<{to}>")
 
     def possible_duplicate(self, queue_id: str) -> None:
         """An earlier attempt ended between final dot and reply: the next one may deliver a second copy (RFC 1047).

@@ -84,7 +84,7 @@ class Client:
         """The next reply. Raises ConnectionEnded, or TimeoutError when nothing comes."""
         lines: list[str] = []
         while True:
-            line = self._line().decode("ascii")
+            line = self._line().decode()
             if len(line) < 3 or not line[:3].isdigit() or line[3:4] not in ("", " ", "-"):
                 raise AssertionError(f"not a reply line: {line!r}")
             lines.append(line[4:])
@@ -155,7 +155,7 @@ class Client:
     # --- dialogue ---
     def command(self, command: str | bytes) -> Reply:
         """Send one line, read one reply."""
-        self.send((command.encode("ascii") if isinstance(command, str) else command) + b"\r\n")
+        self.send((command.encode() if isinstance(command, str) else command) + b"\r\n")
         return self.read()
 
     def expect(self, start: str, command: str | bytes | None = None) -> Reply:
@@ -167,7 +167,7 @@ class Client:
 
     def pipeline(self, *commands: str | bytes) -> list[Reply]:
         """Send all commands in one go, then read one reply for each."""
-        octets = [command.encode("ascii") if isinstance(command, str) else command for command in commands]
+        octets = [command.encode() if isinstance(command, str) else command for command in commands]
         self.send(b"".join(command + b"\r\n" for command in octets))
         return [self.read() for _ in commands]
 
@@ -188,11 +188,12 @@ class Client:
         self.ehlo(name)
         return self
 
-    def envelope(self, sender: str, recipients: Iterable[str], parameters: str = "") -> None:
-        """MAIL and RCPTs, all of which must be accepted."""
+    def envelope(self, sender: str, recipients: Iterable[str | tuple[str, str]], parameters: str = "") -> None:
+        """MAIL and RCPTs, all of which must be accepted. A recipient may come with its parameters."""
         self.expect("250", f"MAIL FROM:<{sender}>{' ' + parameters if parameters else ''}")
-        for recipient in recipients:
-            self.expect("250", f"RCPT TO:<{recipient}>")
+        for one in recipients:
+            recipient, said = (one, "") if isinstance(one, str) else one
+            self.expect("250", f"RCPT TO:<{recipient}> {said}".rstrip())
 
     def data(self, message: bytes) -> Reply:
         """DATA, which must get 354, and the message, dot-stuffed here; returns the final reply."""
@@ -200,7 +201,9 @@ class Client:
         self.send(stuffed(message) + END_OF_DATA)
         return self.read()
 
-    def deliver(self, sender: str, recipients: Iterable[str] | str, message: bytes, parameters: str = "") -> Reply:
+    def deliver(
+        self, sender: str, recipients: Iterable[str | tuple[str, str]] | str, message: bytes, parameters: str = ""
+    ) -> Reply:
         """One whole transaction; envelope must be accepted, the final reply is the caller's to judge."""
         self.envelope(sender, [recipients] if isinstance(recipients, str) else recipients, parameters)
         return self.data(message)

@@ -283,10 +283,10 @@ class _Session:
             self.hop._violation(self.number, f"a command without proper CR LF: {line!r}")
         if len(line) > 512 + 500:  # RFC 5321 §4.5.3.1.4 and what extensions add to MAIL and RCPT
             self.hop._violation(self.number, f"a command of {len(line)} octets")
-        return line.rstrip(b"\r\n").decode("latin-1")
+        return line.rstrip(b"\r\n").decode(errors="surrogateescape")
 
     def send(self, reply: str) -> None:
-        self.connection.sendall(reply.encode("latin-1") + b"\r\n")
+        self.connection.sendall(reply.encode(errors="surrogateescape") + b"\r\n")
 
     def act(self, step: Step, argument: str) -> str:
         """Do what the rule for this step says; returns what it made the server say. Raises _Ended on a drop."""
@@ -362,7 +362,7 @@ class _Session:
             self.hop._violation(self.number, f"MAIL without a proper path: {line!r}")
         offered = {word.split(" ")[0] for word in self.hop.extensions}
         keys = [word.partition("=")[0].upper() for word in parameters.split()]
-        lacking = {"BODY": "8BITMIME", "SIZE": "SIZE"}
+        lacking = {"BODY": "8BITMIME", "SIZE": "SIZE", "RET": "DSN", "ENVID": "DSN"}
         usual = "250 2.1.0 Ok"
         for key in keys:
             if lacking.get(key, key) not in offered:
@@ -379,7 +379,9 @@ class _Session:
         return next((int(word[5:]) for word in self.hop.extensions if word.startswith("SIZE ")), 0)
 
     def rcpt(self, line: str) -> None:
-        path = line[len("RCPT TO:") :].partition(" ")[0]
+        path, _, parameters = line[len("RCPT TO:") :].partition(" ")
+        if parameters and "DSN" not in self.hop.extensions:
+            self.hop._violation(self.number, f"RCPT parameters, which were not offered: {parameters}")
         if not line.upper().startswith("RCPT TO:<") or not path.endswith(">") or path == "<>":
             self.hop._violation(self.number, f"RCPT without a proper path: {line!r}")
         # Behind a refused MAIL a pipelining client has its RCPTs out already.

@@ -62,7 +62,11 @@ class Spot:
         return f"{local}@{self.domain}"
 
     def send(
-        self, *recipients: str, message: bytes = letter(), sender: str | None = None, parameters: str = ""
+        self,
+        *recipients: str | tuple[str, str],
+        message: bytes = letter(),
+        sender: str | None = None,
+        parameters: str = "",
     ) -> Sent:
         """One message on a connection of its own, to ``user`` here unless told otherwise."""
         with self.relay.client() as client:

@@ -10,6 +10,7 @@ from relay.config.schema import Config
 from relay.mail.address import Mailbox
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
+from relay.mail.terms import PLAIN
 from relay.outbound.lane import Lane
 from relay.policy.route import NextHop
 from relay.telemetry.maillog import MailLog
@@ -168,6 +169,8 @@ class Message:
         self.recipients = [Mailbox(f"{name}@example.com") for name in recipients or ("u",)]
         self.content = content or Content.of(b"Subject: x\r\n\r\n..dot\r\n")
         self.body_8bit = body_8bit
+        self.terms = PLAIN
+        self.told = False
         self.finish = finish
         self.asked = 0
         self.started = 0.0

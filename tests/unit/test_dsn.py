@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from relay.mail.address import Mailbox
 from relay.mail.answer import Answer, Stage
-from relay.mail.dsn import ORIGINAL_OCTETS, Cause, Failure, Report, answerable, failure_report, header_of
+from relay.mail.dsn import ORIGINAL_OCTETS, Cause, Notice, Report, answerable, delivery_report, header_of
 from relay.mail.envelope import QueueId
+from relay.mail.terms import RecipientTerms, Terms
 
 ORIGINAL = b"From: a@example.net\r\nSubject: hi\r\n\r\nHello\r\n..dot at the start\r\n.. \r\n--frontier\r\nend\r\n"
 
@@ -28,14 +29,14 @@ REPORT = Report(
     original=ORIGINAL,
     original_size=len(ORIGINAL),
 )
-REFUSED = Failure(
+REFUSED = Notice(
     Mailbox("u@example.com"),
     Cause.REFUSED,
     Answer(Stage.RCPT, 550, "5.1.1", "User unknown"),
     "exchange.example.com",
 )
-EXPIRED = Failure(Mailbox("v@example.com"), Cause.EXPIRED, Answer(Stage.CONNECT, 0, "", "connection refused"), "")
-DEFERRED = Failure(
+EXPIRED = Notice(Mailbox("v@example.com"), Cause.EXPIRED, Answer(Stage.CONNECT, 0, "", "connection refused"), "")
+DEFERRED = Notice(
     Mailbox("w@example.com"),
     Cause.EXPIRED,
     Answer(Stage.FINAL, 451, "4.3.0", "later"),
@@ -60,7 +61,7 @@ def parts(wire: bytes) -> list[EmailMessage]:
 
 
 def test_a_report_has_the_headers_of_rfc_3464_and_3834() -> None:
-    message = parsed(failure_report(REPORT, [REFUSED]))
+    message = parsed(delivery_report(REPORT, [REFUSED]))
     assert message.get_content_type() == "multipart/report"
     assert message.get_param("report-type") == "delivery-status"
     assert message["From"] == "Mail Delivery System <MAILER-DAEMON@mx.example.com>"
@@ -77,7 +78,7 @@ def test_a_report_has_the_headers_of_rfc_3464_and_3834() -> None:
 
 
 def test_the_letter_names_each_recipient_its_next_hop_and_the_answer() -> None:
-    text = " ".join(parts(failure_report(REPORT, [REFUSED, EXPIRED, DEFERRED]))[0].get_content().split())
+    text = " ".join(parts(delivery_report(REPORT, [REFUSED, EXPIRED, DEFERRED]))[0].get_content().split())
     assert "<u@example.com> was refused by the server exchange.example.com: 550 5.1.1 User unknown" in text
     assert "<v@example.com> was tried for too long without success; last, the destination could not be used" in text
     assert "connection refused" in text
@@ -88,7 +89,7 @@ def test_the_letter_names_each_recipient_its_next_hop_and_the_answer() -> None:
 
 
 def test_the_status_part_can_be_read_by_programs() -> None:
-    status = parts(failure_report(REPORT, [REFUSED, EXPIRED, DEFERRED]))[1]
+    status = parts(delivery_report(REPORT, [REFUSED, EXPIRED, DEFERRED]))[1]
     message, *recipients = cast("list[EmailMessage]", status.get_payload())
     assert message["Reporting-MTA"] == "dns; mx.example.com"
     assert message["Arrival-Date"] == REPORT.arrived
@@ -105,7 +106,7 @@ def test_the_status_part_can_be_read_by_programs() -> None:
 @pytest.mark.parametrize(("enhanced", "status"), [("5.2.1", "5.2.1"), ("", "5.0.0"), ("4.2.1", "5.0.0")])
 def test_a_refusal_never_has_a_temporary_status(enhanced: str, status: str) -> None:
     failure = replace(REFUSED, answer=Answer(Stage.RCPT, 550, enhanced, "no"))
-    assert f"\r\nStatus: {status}\r\n".encode() in failure_report(REPORT, [failure])
+    assert f"\r\nStatus: {status}\r\n".encode() in delivery_report(REPORT, [failure])
 
 
 def whole(original: bytes) -> Report:
@@ -136,7 +137,7 @@ def returned(wire: bytes, kind: bytes) -> bytes:
     ],
 )
 def test_a_small_original_is_returned_octet_for_octet(original: bytes) -> None:
-    assert returned(failure_report(whole(original), [REFUSED]), b"message/rfc822") == unstuffed(original)
+    assert returned(delivery_report(whole(original), [REFUSED]), b"message/rfc822") == unstuffed(original)
 
 
 LINES = st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\r", b"").replace(b"\n", b"")), max_size=20)
@@ -146,14 +147,14 @@ LINES = st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\r", b""
 def test_any_small_original_is_returned_octet_for_octet(lines: list[bytes]) -> None:
     original = b"".join(line + b"\r\n" for line in [b"A: b", b"", *lines])
     stuffed = b"".join((b"." + line if line.startswith(b".") else line) + b"\r\n" for line in [b"A: b", b"", *lines])
-    assert returned(failure_report(whole(stuffed), [REFUSED]), b"message/rfc822") == original
+    assert returned(delivery_report(whole(stuffed), [REFUSED]), b"message/rfc822") == original
 
 
 @pytest.mark.parametrize("octet", [b"", b"\xfc"])
 def test_of_a_large_original_the_header_is_returned(octet: bytes) -> None:
     header = b"From: a@example.net\r\nSubject: x" + octet + b"\r\n"
     message = header + b"\r\n" + b"secret\r\n" * 20_000
-    wire = failure_report(replace(REPORT, original=message[:ORIGINAL_OCTETS], original_size=len(message)), [REFUSED])
+    wire = delivery_report(replace(REPORT, original=message[:ORIGINAL_OCTETS], original_size=len(message)), [REFUSED])
     assert returned(wire, b"text/rfc822-headers") == header
     assert b"secret" not in wire
     assert parsed(wire)["Content-Transfer-Encoding"] == ("8bit" if octet else "7bit")
@@ -167,28 +168,28 @@ def test_a_header_that_was_cut_ends_with_a_whole_line() -> None:
 
 @pytest.mark.parametrize(("original", "encoding"), [(ORIGINAL, "7bit"), (b"A: b\r\n\r\n\xe4\r\n", "8bit")])
 def test_the_encoding_is_that_of_the_original(original: bytes, encoding: str) -> None:
-    wire = failure_report(whole(original), [REFUSED])
+    wire = delivery_report(whole(original), [REFUSED])
     assert parsed(wire)["Content-Transfer-Encoding"] == encoding
     assert wire.isascii() == (encoding == "7bit")
 
 
 def test_long_answers_and_addresses_keep_lines_within_998_octets() -> None:
-    failure = Failure(
+    failure = Notice(
         Mailbox("x" * 64 + "@" + ".".join(["d" * 63] * 3)),
         Cause.REFUSED,
         Answer(Stage.FINAL, 554, "5.7.1", "." * 200),
         "h" * 255,
     )
-    wire = failure_report(REPORT, [failure])
+    wire = delivery_report(REPORT, [failure])
     assert max(map(len, wire.split(b"\r\n"))) <= 998
     assert not parsed(wire).defects
 
 
 def test_nobody_to_report_on_or_to_is_an_error() -> None:
-    with pytest.raises(ValueError, match="failures"):
-        failure_report(REPORT, [])
+    with pytest.raises(ValueError, match="recipients"):
+        delivery_report(REPORT, [])
     with pytest.raises(ValueError, match="sender"):
-        failure_report(replace(REPORT, sender=Mailbox("")), [REFUSED])
+        delivery_report(replace(REPORT, sender=Mailbox("")), [REFUSED])
 
 
 @pytest.mark.parametrize(
@@ -238,4 +239,61 @@ def test_a_person_is_told(header: bytes) -> None:
 
 
 def test_our_own_report_is_not_answered_even_if_someone_gives_it_a_sender() -> None:
-    assert not answerable("a@example.net", failure_report(REPORT, [REFUSED]))
+    assert not answerable("a@example.net", delivery_report(REPORT, [REFUSED]))
+
+
+def test_what_the_sender_said_of_its_message_comes_back_decoded() -> None:
+    """RFC 3464 §2.2.1, §2.3.1; RFC 3461 §6.3: xtext is decoded."""
+    terms = RecipientTerms("FAILURE", "rfc822;Old+2BName@example.org")
+    wire = delivery_report(replace(REPORT, terms=Terms(envid="a+20b+2B")), [replace(REFUSED, terms=terms)])
+    message, recipient = cast("list[EmailMessage]", parts(wire)[1].get_payload())
+    assert message["Original-Envelope-Id"] == "a b+"
+    assert recipient["Original-Recipient"] == "rfc822; Old+Name@example.org"
+    assert recipient["Final-Recipient"] == "rfc822; u@example.com"
+    plain = delivery_report(REPORT, [REFUSED])
+    assert b"Original-" not in plain  # RFC 3461 §6.3 (a), (d): not without the parameter
+
+
+SERVED = Answer(Stage.FINAL, 250, "2.6.0", "Queued mail for delivery")
+LATER = Answer(Stage.RCPT, 450, "4.2.1", "later")
+
+
+@pytest.mark.parametrize(
+    ("cause", "answer", "action", "status", "subject"),
+    [
+        (Cause.RELAYED, SERVED, "relayed", "2.6.0", "Your message was passed on"),
+        (Cause.RELAYED, replace(SERVED, enhanced=""), "relayed", "2.0.0", "Your message was passed on"),
+        (Cause.DELIVERED, SERVED, "delivered", "2.6.0", "Your message was delivered"),
+        (Cause.DELAYED, LATER, "delayed", "4.2.1", "Your message is delayed"),
+        (Cause.DELAYED, replace(LATER, code=0, enhanced=""), "delayed", "4.0.0", "Your message is delayed"),
+    ],
+)
+def test_good_news_and_delays_bring_the_header_only(
+    cause: Cause, answer: Answer, action: str, status: str, subject: str
+) -> None:
+    report = replace(REPORT, terms=Terms(ret="FULL"), until="Sun, 19 Nov 2023 22:13:20 +0000")
+    wire = delivery_report(report, [replace(REFUSED, cause=cause, answer=answer)])
+    _, status_part, original = parts(wire)
+    _, recipient = cast("list[EmailMessage]", status_part.get_payload())
+    assert parsed(wire)["Subject"] == subject
+    assert (recipient["Action"], recipient["Status"]) == (action, status)
+    assert recipient["Will-Retry-Until"] == (report.until if action == "delayed" else None)
+    assert original.get_content_type() == "text/rfc822-headers"
+
+
+@pytest.mark.parametrize(
+    ("cause", "notify", "wanted"),
+    [
+        (Cause.REFUSED, "", True),
+        (Cause.REFUSED, "NEVER", False),
+        (Cause.EXPIRED, "SUCCESS,DELAY", False),
+        (Cause.EXPIRED, "FAILURE", True),
+        (Cause.DELAYED, "", True),
+        (Cause.DELAYED, "FAILURE", False),
+        (Cause.DELAYED, "DELAY", True),
+        (Cause.RELAYED, "", False),
+        (Cause.DELIVERED, "SUCCESS", True),
+    ],
+)
+def test_a_notice_knows_whether_the_sender_wants_it(cause: Cause, notify: str, wanted: bool) -> None:  # noqa: FBT001
+    assert replace(REFUSED, cause=cause, terms=RecipientTerms(notify)).is_wanted is wanted

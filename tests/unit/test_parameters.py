@@ -13,9 +13,11 @@ from relay.inbound.parameters import (
     RCPT_PREFIX,
     MailParameters,
     mail_parameters,
+    rcpt_parameters,
 )
 from relay.mail.address import is_relay_form, parse_path
 from relay.mail.reply import BAD_ARGUMENTS, BAD_PARAMETER, BAD_SIZE, Kind
+from relay.mail.terms import RecipientTerms, Terms
 
 TWENTY = "9" * 20
 
@@ -33,6 +35,8 @@ TWENTY = "9" * 20
         ("BODY=8BITMIME", MailParameters(0, body_8bit=True)),
         ("body=8bitmime size=5", MailParameters(5, body_8bit=True)),
         ("SIZE=5  BODY=7BIT", MailParameters(5, body_8bit=False)),
+        ("RET=full", MailParameters(0, False, Terms(ret="FULL"))),
+        ("ENVID=Ab+2Bc ret=HDRS SIZE=7", MailParameters(7, False, Terms(ret="HDRS", envid="Ab+2Bc"))),
     ],
 )
 def test_what_ehlo_offers_is_understood(text: str, expected: MailParameters) -> None:
@@ -54,7 +58,7 @@ def test_what_ehlo_offers_is_understood(text: str, expected: MailParameters) -> 
         (f"SIZE={TWENTY}0", BAD_SIZE),
         # RFC 5321 §4.1.2: esmtp-value is printable ASCII without "="
         ("SIZE=", BAD_ARGUMENTS),
-        ("SIZE=\u0661\u0662", BAD_ARGUMENTS),
+        ("SIZE=\u0661\u0662", BAD_SIZE),
         ("SIZE=1=2", BAD_ARGUMENTS),
         ("SIZE=1\x00", BAD_ARGUMENTS),
         ("=1", BAD_ARGUMENTS),
@@ -64,10 +68,19 @@ def test_what_ehlo_offers_is_understood(text: str, expected: MailParameters) -> 
         ("BODY", BAD_ARGUMENTS),
         ("BODY=", BAD_ARGUMENTS),
         ("BODY=BINARYMIME", BAD_ARGUMENTS),
+        # RFC 3461 §4.3 to §4.5
+        ("RET", BAD_ARGUMENTS),
+        ("RET=", BAD_ARGUMENTS),
+        ("RET=BODY", BAD_ARGUMENTS),
+        ("RET=FULL RET=FULL", BAD_ARGUMENTS),
+        ("ENVID", BAD_ARGUMENTS),
+        ("ENVID=+", BAD_ARGUMENTS),
+        ("ENVID=a+0Ab", BAD_ARGUMENTS),
+        ("ENVID=x ENVID=y", BAD_ARGUMENTS),
+        (f"ENVID={'x' * 101}", BAD_ARGUMENTS),
+        ("NOTIFY=NEVER", BAD_PARAMETER),
         # what was not offered (RFC 5321 §4.1.1.11)
         ("SMTPUTF8", BAD_PARAMETER),
-        ("RET=FULL", BAD_PARAMETER),
-        ("ENVID=x", BAD_PARAMETER),
         ("AUTH=<>", BAD_PARAMETER),
         ("REQUIRETLS", BAD_PARAMETER),
         ("X-OTHER=1", BAD_PARAMETER),
@@ -78,9 +91,37 @@ def test_anything_else_is_refused_by_its_reason(text: str, expected: Kind) -> No
     assert mail_parameters(text) is expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NOTIFY=NEVER", RecipientTerms("NEVER")),
+        ("notify=success,Delay", RecipientTerms("SUCCESS,DELAY")),
+        ("ORCPT=rfc822;Bob+40x", RecipientTerms(original="rfc822;Bob+40x")),
+        ("ORCPT=rfc822;b@x NOTIFY=FAILURE", RecipientTerms("FAILURE", "rfc822;b@x")),
+        ("", RecipientTerms()),
+        ("NOTIFY", BAD_ARGUMENTS),
+        ("NOTIFY=", BAD_ARGUMENTS),
+        ("NOTIFY=NEVER,DELAY", BAD_ARGUMENTS),
+        ("NOTIFY=NEVER NOTIFY=NEVER", BAD_ARGUMENTS),
+        ("ORCPT=bob", BAD_ARGUMENTS),
+        ("ORCPT=rfc822;a ORCPT=rfc822;a", BAD_ARGUMENTS),
+        (f"ORCPT=rfc822;{'a' * 494}", BAD_ARGUMENTS),
+        ("RET=FULL", BAD_PARAMETER),
+        ("SIZE=1", BAD_PARAMETER),
+        ("X", BAD_PARAMETER),
+    ],
+)
+def test_the_parameters_of_a_recipient_are_notify_and_orcpt(text: str, expected: RecipientTerms | Kind) -> None:
+    assert rcpt_parameters(text) == expected
+
+
 @given(st.text(max_size=40))
 def test_no_text_breaks_it(text: str) -> None:
     assert isinstance(mail_parameters(text), MailParameters | Kind)
+    assert isinstance(rcpt_parameters(text), RecipientTerms | Kind)
+    for word in ("ENVID", "RET", "NOTIFY", "ORCPT"):
+        assert isinstance(mail_parameters(f"{word}={text}"), MailParameters | Kind)
+        assert isinstance(rcpt_parameters(f"{word}={text}"), RecipientTerms | Kind)
 
 
 @pytest.mark.parametrize(
