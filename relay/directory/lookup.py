@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from relay.directory.snapshot import ACCEPT, EXACT, OVERRIDE, Entry, Snapshot, exact_key
-from relay.mail.address import NULL_SENDER, Mailbox
+from relay.mail.address import NULL_SENDER, Mailbox, without_tag
 from relay.mail.ruling import Ruling, action_of
 from relay.policy.recipient import OVERRIDES_RULE, SOURCES_RULE, DomainRule
 
@@ -22,16 +22,6 @@ class Found(NamedTuple):
     ruling: Ruling | None = None
     ruled_by: str = OVERRIDES_RULE
     instead: Mailbox = NULL_SENDER
-
-
-def without_tag(mailbox: str, delimiters: str) -> Mailbox:
-    """``user@domain`` of ``user+tag@domain``; empty when there is no tag. A quoted local part has none."""
-    local, _, domain = mailbox.rpartition("@")
-    if not local.startswith('"'):
-        for position, character in enumerate(local):
-            if position and character in delimiters:
-                return Mailbox(f"{local[:position]}@{domain}")
-    return NULL_SENDER
 
 
 def look_up(

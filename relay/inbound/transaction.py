@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from relay.config.schema import Config
-from relay.directory.lookup import look_up, without_tag
+from relay.directory.lookup import look_up
 from relay.directory.snapshot import ACCEPT as KNOWN
 from relay.directory.snapshot import RESTRICTED, Directory
-from relay.mail.address import NULL_SENDER, Mailbox, domain_of, unquoted
+from relay.mail.address import NULL_SENDER, Mailbox, domain_of, unquoted, without_tag
 from relay.mail.reply import TOO_MANY_RECIPIENTS, OperatorText
 from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms, Terms
 from relay.policy import recipient, sender

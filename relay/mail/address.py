@@ -98,6 +98,16 @@ def unquoted(mailbox: Mailbox) -> Mailbox:
     return Mailbox(f"{bare}@{domain}") if _DOT_ATOM.fullmatch(bare) else mailbox
 
 
+def without_tag(mailbox: str, delimiters: str) -> Mailbox:
+    """``user@domain`` of ``user+tag@domain``; empty when there is no tag. A quoted local part has none."""
+    local, _, domain = mailbox.rpartition("@")
+    if not local.startswith('"'):
+        for position, character in enumerate(local):
+            if position and character in delimiters:
+                return Mailbox(f"{local[:position]}@{domain}")
+    return NULL_SENDER
+
+
 def is_relay_form(mailbox: Mailbox) -> bool:
     """True for the forms that relays of old resolved: ``a%b@c``, ``a!b@c``, ``"a@b"@c`` (RFC 5321 App. C, RFC 2505).
 

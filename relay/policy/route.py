@@ -27,7 +27,7 @@ from relay.config.destination import (
 from relay.config.schema import Config
 from relay.config.transport import DEFAULT, parse_table, search_order
 from relay.config.whole import TABLE, KeyPath
-from relay.mail.address import Mailbox, domain_of, unquoted
+from relay.mail.address import Mailbox, domain_of, unquoted, without_tag
 from relay.mail.answer import Answer, Stage
 from relay.mail.reply import Kind, OperatorText, route_refused
 from relay.policy.verdict import Verdict
@@ -118,7 +118,7 @@ class Decision:
 class RouteTable:
     """Address → route."""
 
-    __slots__ = ("_addresses", "_default", "_domains", "_entries", "_parents", "refuses")
+    __slots__ = ("_addresses", "_default", "_delimiters", "_domains", "_entries", "_parents", "refuses")
 
     def __init__(self, config: Config) -> None:
         written = dict(_routes(config))
@@ -133,6 +133,9 @@ class RouteTable:
                     found[line.pattern] = replace(written[pattern], at=at)
                     break
         self._entries = dict(found)
+        self._delimiters = {
+            name: domain.delimiter for domain in config.domain if domain.delimiter for name in domain.names
+        }
         self._default = found.pop(DEFAULT, None)
         self._addresses = {pattern: route for pattern, route in found.items() if "@" in pattern}
         self._parents = {pattern: route for pattern, route in found.items() if pattern.startswith(".")}
@@ -143,7 +146,7 @@ class RouteTable:
     def find(self, mailbox: Mailbox) -> Route | None:
         """The route of an address; None when there is none (mail then waits: 4.4.4)."""
         if self._addresses:
-            route = self._addresses.get(unquoted(mailbox).lower())
+            route = self._of_address(unquoted(mailbox).lower())
             if route is not None:
                 return route
         domain = domain_of(mailbox)
@@ -152,10 +155,22 @@ class RouteTable:
             return route
         return self._above(domain) if self._parents else self._default
 
+    def _of_address(self, address: str) -> Route | None:
+        route = self._addresses.get(address)
+        if route is None and self._delimiters:
+            route = self._addresses.get(self._untagged(address))
+        return route
+
+    def _untagged(self, address: str) -> str:
+        return without_tag(address, self._delimiters.get(domain_of(address), ""))
+
     def decide(self, mailbox: Mailbox) -> Decision | None:
         """The same as ``find``, with the pattern that decided and those that were asked before: for people."""
         asked: list[str] = []
-        for pattern in search_order(unquoted(mailbox).lower()):
+        address = unquoted(mailbox).lower()
+        first, *others = search_order(address)
+        untagged = self._untagged(address)
+        for pattern in (first, untagged, *others) if untagged else (first, *others):
             asked.append(pattern)
             route = self._entries.get(pattern)
             if route is not None:

@@ -11,10 +11,9 @@ import pytest
 from relay.config.schema import Config, Mode
 from relay.directory import build as builder
 from relay.directory.key import read_key
-from relay.directory.lookup import without_tag
 from relay.directory.snapshot import Directory
 from relay.inbound.transaction import Rules, Transaction
-from relay.mail.address import NULL_SENDER, Mailbox, is_relay_form
+from relay.mail.address import NULL_SENDER, Mailbox, is_relay_form, without_tag
 from relay.mail.reply import RELAY_DENIED, UNKNOWN_RECIPIENT, OperatorText
 from relay.mail.ruling import Ruling, parse_ruling
 from relay.policy.recipient import RecipientFacts, asked, decide

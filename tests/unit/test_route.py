@@ -144,6 +144,30 @@ def test_what_people_are_told_is_what_the_daemon_finds(address):
     assert decision.asked[-1] == decision.pattern
 
 
+def test_a_tag_is_no_other_address_where_the_domain_has_tags():
+    config = Config.model_validate(
+        {
+            "server": {"hostname": "mx.example.com"},
+            "listener": [{"name": "mx", "address": "127.0.0.1:2525"}],
+            "domain": [{"names": ["tags.example"], "delimiter": "+"}, {"names": ["plain.example"]}],
+            "routing": {
+                "table": "user@tags.example discard:user\nuser+x@tags.example discard:tagged\n"
+                "user@plain.example discard:user\n* discard:rest"
+            },
+        }
+    )
+    routes = RouteTable(config)
+    for address, text in (
+        ("user+x@tags.example", "tagged"),
+        ("user+y@tags.example", "user"),
+        ("other+y@tags.example", "rest"),
+        ("user+y@plain.example", "rest"),
+    ):
+        assert routes.find(Mailbox(address)).text == text
+        assert routes.decide(Mailbox(address)).route is routes.find(Mailbox(address))
+    assert routes.decide(Mailbox("User+y@tags.example")).asked == ("user+y@tags.example", "user@tags.example")
+
+
 def test_entries_of_both_kinds_are_one_table():
     routes = table("user@example.com discard:\n* smtp:[192.0.2.2]", example_com=f"smtp:[{HOST}]")
     assert routes.find(Mailbox("user@example.com")).action is Action.DISCARD
