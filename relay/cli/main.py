@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "recipient": "relay.cli.recipient:recipient",
     "sender": "relay.cli.sender:sender",
     "route": "relay.cli.route:route",
+    "explain": "relay.cli.explain:explain",
     "queue": "relay.cli.queue:app",
     "version": "relay.cli.main:version",
 }

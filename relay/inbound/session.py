@@ -43,6 +43,8 @@ _FAULTS: Final = {
 class Session(Wire):
     """One SMTP session. Made by its listener for each accepted socket."""
 
+    open_transaction: Callable[..., Transaction] = Transaction
+
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self.helo = ""
@@ -139,7 +141,7 @@ class Session(Wire):
                 self.say(reply.MESSAGE_TOO_BIG)
                 return
             body_8bit, terms = parameters.body_8bit, parameters.terms
-        transaction = Transaction(mailbox, body_8bit, self.trusted, listener.rules, listener.directory)
+        transaction = self.open_transaction(mailbox, body_8bit, self.trusted, listener.rules, listener.directory)
         verdict = transaction.judge_sender()
         if verdict is not None:
             self._shadows(verdict, "MAIL", mailbox, None)

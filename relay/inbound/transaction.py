@@ -156,7 +156,8 @@ class Transaction:
         if taken < most:
             facts = self.facts(mailbox, relay_form, note)
             for rule, verdict in recipient.asked(facts):
-                yield Asked(rule.name, rule.why(facts), verdict)
+                name = rule.name if verdict is None or verdict.kind is None else verdict.rule
+                yield Asked(name, rule.why(facts), verdict)
 
     def question_of_sender(self) -> Asked:
         """What was asked about the sender; after MAIL has judged it there is nothing more to say."""

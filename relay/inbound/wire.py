@@ -376,8 +376,13 @@ class Wire(SMTP):
             return
         self.transport = transport
         cipher = tls.cipher()
-        self.tls = f"{tls.version()} {cipher[0] if cipher else ''}"
-        listener.log.tls(self.client, tls.version() or "", cipher[0] if cipher else "")
+        self.tls_is_up(tls.version() or "", cipher[0] if cipher else "")
+
+    def tls_is_up(self, version: str, cipher: str) -> None:
+        """The handshake is over: the session begins anew."""
+        listener = self.listener
+        self.tls = f"{version} {cipher}"
+        listener.log.tls(self.client, version, cipher)
         self.forget()
         self.deadline = listener.now + listener.command_timeout_s
         if listener.implicit_tls:
