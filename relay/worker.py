@@ -86,6 +86,7 @@ class Worker:
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._drained = asyncio.Event()
         self._refreshing: asyncio.Task[None] | None = None
+        self._largest: int | None = None
 
     async def serve(self) -> int:
         """Start, say ready, work until drained."""
@@ -112,7 +113,7 @@ class Worker:
             for entry, _ in child.listeners
         ]  # fmt: skip
         self._every(FLUSH_S, self.metrics.flush)
-        self._every(lanes.SWEEP_S, self.lanes.sweep)
+        self._every(lanes.SWEEP_S, self._sweep_lanes)
         self._every(SWEEP_S, self._sweep_sessions)
         self._every(EXPRESS_SWEEP_S, self.dispatch.sweep)
         self._every(SNAPSHOT_S, self._look_for_snapshot)
@@ -154,6 +155,14 @@ class Worker:
             work()
 
         turn()
+
+    def _sweep_lanes(self) -> None:
+        self.lanes.sweep()
+        largest = self.lanes.largest
+        if largest != self._largest:
+            self._largest = largest
+            for listener in self.listeners:
+                listener.offer(largest)
 
     def _sweep_sessions(self) -> None:
         for listener in self.listeners:

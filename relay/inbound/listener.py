@@ -60,6 +60,7 @@ class Listener:
         self._date = ""
         self._date_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._largest: int | None = None
         self.configure(listener, config, tls)
 
     def configure(self, listener: schema.Listener, config: Config, tls: ssl.SSLContext | None) -> None:
@@ -80,9 +81,22 @@ class Listener:
             limits.message_octets, limits.header_octets, config.content.line_endings, self.rules.header
         )
         self.banner = f"220 {self.hostname} ESMTP\r\n".encode("ascii")
-        offers = ["PIPELINING", f"SIZE {limits.message_octets}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN"]
-        self.ehlo_in_tls = self._ehlo(offers)
-        self.ehlo = self._ehlo([*offers, "STARTTLS"] if tls is not None else offers)
+        self.offer(self._largest)
+
+    def offer(self, largest: int | None) -> None:
+        """Say in EHLO what is taken. ``largest``: no next hop of the own domains takes more octets; None: not known. Who
+        may send elsewhere is told the relay's own limit (row T6).
+        """
+        self._largest = largest
+        own = self.receive.message_octets
+        self.offered = own if largest is None else min(own, largest)
+        self.ehlo, self.ehlo_in_tls = self._ehlos(self.offered)
+        self.ehlo_trusted, self.ehlo_trusted_in_tls = self._ehlos(own)
+
+    def _ehlos(self, size: int) -> tuple[bytes, bytes]:
+        """Without and in TLS."""
+        offers = ["PIPELINING", f"SIZE {size}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN"]
+        return self._ehlo([*offers, "STARTTLS"] if self.tls is not None else offers), self._ehlo(offers)
 
     def _ehlo(self, offers: list[str]) -> bytes:
         lines = [f"250-{text}" for text in (self.hostname, *offers[:-1])]

@@ -96,7 +96,11 @@ class Session(Wire):
     def _ehlo(self, argument: bytes) -> None:
         if self._hello(argument, "ESMTPS" if self.tls else "ESMTP"):
             self.listener.metrics.replied(reply.OK_EHLO)
-            self._out.append(self.listener.ehlo_in_tls if self.tls else self.listener.ehlo)
+            listener = self.listener
+            if self.trusted:
+                self._out.append(listener.ehlo_trusted_in_tls if self.tls else listener.ehlo_trusted)
+            else:
+                self._out.append(listener.ehlo_in_tls if self.tls else listener.ehlo)
 
     def _helo(self, argument: bytes) -> None:
         if self._hello(argument, "SMTP"):
@@ -137,7 +141,7 @@ class Session(Wire):
             if isinstance(parameters, Kind):
                 self.say(parameters)
                 return
-            if parameters.size > listener.receive.message_octets:
+            if parameters.size > (listener.receive.message_octets if self.trusted else listener.offered):
                 self.say(reply.MESSAGE_TOO_BIG)
                 return
             body_8bit, terms = parameters.body_8bit, parameters.terms

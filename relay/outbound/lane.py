@@ -49,6 +49,8 @@ class Lane:
         self.addresses: tuple[str, ...] = ()
         self.retired: Callable[[Lane], None] | None = None
         self.used = 0.0
+        self.largest: int | None = None
+        """What its SIZE said: the largest message in octets, 0 for no limit; None before the first connection."""
         self.log = log
         self.now: Callable[[], float] = time.monotonic
         self.retry_at = 0.0
@@ -177,6 +179,7 @@ class Lane:
             self._refused(opened)
             return
         self._connections.add(opened)
+        self.largest = opened.capabilities.size
         self._failures = 0
         if self.retry_at:
             self._limit = len(self._connections)  # 1, unless older ones hang: the probe is not one too many

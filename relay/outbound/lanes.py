@@ -17,7 +17,7 @@ from relay.net.dns import Resolver, system_servers
 from relay.outbound.lane import MX_LABEL, Lane
 from relay.outbound.mx import Exchanges
 from relay.policy.exchange import Exchanger, in_turn
-from relay.policy.route import Goal, NextHop, Route, RouteTable, shared_out
+from relay.policy.route import Action, Goal, NextHop, Route, RouteTable, shared_out
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics, NextHopState
 
@@ -74,6 +74,12 @@ class Lanes:
         for hop in [h for h in self._lanes if h not in named]:
             lane = self._lanes.pop(hop)
             self._leaving.add(lane)  # swept until it is empty
+
+        own = self.routes.of_domains(name for domain in config.domain for name in domain.names)
+        delivered = [route for route in own if route.action is Action.DELIVER]
+        # Where mail exchangers are among them, nobody knows what the next one takes.
+        hops = [hop for route in delivered for hop in route.next_hops] if all(r.static for r in delivered) else []
+        self._own_hops = tuple(dict.fromkeys(hops))
 
     def of(self, mailbox: Mailbox) -> Route | None:
         """The route of a recipient."""
@@ -167,6 +173,14 @@ class Lanes:
     def _revive(self, lane: Lane) -> None:
         lane.retired = None
         self._leaving.add(lane)
+
+    @property
+    def largest(self) -> int | None:
+        """The largest message that some next hop of the own domains takes, by what each said last; None where there is no
+        limit or one of them is not known.
+        """
+        sizes = [self._lanes[hop].largest for hop in self._own_hops]
+        return max((size for size in sizes if size), default=None) if all(sizes) else None
 
     # --- upkeep --------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ order of transport(5). A route never allows anything: whether mail is taken at a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
@@ -190,6 +190,13 @@ class RouteTable:
         yield from self._parents.values()
         if self._default is not None:
             yield self._default
+
+    def of_domains(self, domains: Iterable[str]) -> set[Route]:
+        """Every route that an address of these domains can have."""
+        names = set(domains)
+        found = {self.find(Mailbox(f"{DEFAULT}@{name}")) for name in names}
+        found |= {route for address, route in self._addresses.items() if domain_of(address) in names}
+        return {route for route in found if route is not None}
 
     def next_hops(self) -> tuple[NextHop, ...]:
         """Every host named anywhere, once each."""

@@ -261,3 +261,34 @@ def test_verified_tls_keeps_mail_back_until_the_certificate_is_good(
         spot.delivered(one.id)
         assert [taken.tls for taken in spot.taken()] == [True]
     assert clear.send().delivered if way == "express" else clear.send().queued
+
+
+def offered(relay, source: str = "127.0.0.1") -> int:
+    with relay.client(source=source) as client:
+        client.greeting()
+        return int(client.ehlo()["SIZE"])
+
+
+def test_no_more_is_offered_than_the_next_hops_take(make_relay, make_next_hop) -> None:
+    """Known from the first connection on; whoever may send elsewhere is told the relay's own limit (row T6)."""
+    small = make_next_hop(extensions=("PIPELINING", "SIZE 40000"))
+    smaller = make_next_hop(extensions=("PIPELINING", "SIZE 30000"))
+    relay = make_relay(
+        [small, smaller],
+        recipients=["user@example.com"],
+        config={"limits": {"message_octets": 50_000}, "trusted": {"networks": ["127.0.0.2"]}},
+    )
+    assert offered(relay) == 50_000
+    with relay.client() as client:
+        assert client.open().deliver("a@example.net", "user@example.com", letter()).code == 250
+    small.stop()
+    with relay.client() as client:
+        assert client.open().deliver("a@example.net", "user@example.com", letter()).code == 250
+    smaller.wait_for_accepted()
+    wait_for(lambda: offered(relay) == 40_000, "what the larger of the two takes")
+    assert offered(relay, "127.0.0.2") == 50_000
+    with relay.client() as client:
+        client.open().expect("552 5.3.4", "MAIL FROM:<a@example.net> SIZE=40001")
+        client.expect("250", "MAIL FROM:<a@example.net> SIZE=40000")
+    with relay.client(source="127.0.0.2") as client:
+        client.open().expect("250", "MAIL FROM:<a@example.net> SIZE=40001")

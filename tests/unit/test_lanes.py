@@ -224,3 +224,33 @@ async def test_a_draining_worker_gives_new_hosts_no_express_mail(site):
     site.lanes.drain()
     [lane] = await site.to("a.test")
     assert not lane.has_room()
+
+
+@pytest.mark.parametrize(
+    ("said", "table", "largest"),
+    [
+        ({"one": 10, "two": 30}, "", 30),
+        ({"one": 10}, "", None),
+        ({"one": 10, "two": 0}, "", None),
+        ({"one": 10, "two": 30}, "user@own.example smtp:[three]\n", None),
+        ({"one": 10, "two": 30, "three": 40}, "user@own.example smtp:[three]\n", 40),
+        ({"one": 10, "two": 30}, "user@own.example error:no\n", 30),
+        ({"one": 10, "two": 30}, "user@own.example smtp:\n", None),
+        ({"one": 10, "two": 30}, "user@elsewhere.example smtp:[three]\n* smtp:\n", 30),
+    ],
+)
+async def test_the_largest_message_is_known_when_every_next_hop_of_the_own_domains_has_said_it(said, table, largest):
+    config = Config.model_validate(
+        {
+            "server": {"hostname": "mx.example.com"},
+            "listener": [{"name": "mx", "address": "127.0.0.1:2525"}],
+            "domain": [{"names": ["own.example"]}],
+            "route": [{"domains": ["own.example"], "next_hops": ["smtp:[one]", "smtp:[two]"]}],
+            "dns": {"servers": ["192.0.2.53"]},
+            "routing": {"table": table},
+        }
+    )
+    lanes = Lanes(config, 1, None, Shown())
+    for name, size in said.items():
+        lanes._lanes[NextHop(name, 25)].largest = size
+    assert lanes.largest == largest
