@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,28 @@ class CertificateFault(Exception):
 
 def examine(certificate: Path, key: Path) -> Certificate:
     """The certificate in the file, as a client sees it that trusts it. Raises CertificateFault, OSError."""
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_context.load_cert_chain(certificate, key, password="")
     client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client_context.check_hostname = False
     # The file is its own anchor, whoever issued it: trust is each client's own affair, dates are everybody's.
     client_context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     client_context.load_verify_locations(cafile=certificate)
+    seen = _seen(certificate, key, client_context)
+    names = tuple(str(pair[1]) for pair in seen.get("subjectAltName", ()))
+    return Certificate(names, ssl.cert_time_to_seconds(str(seen["notAfter"])))
+
+
+def distrust(certificate: Path, key: Path) -> str:
+    """Why a client with this machine's authorities would not trust the file's chain; empty when it would."""
+    try:
+        _seen(certificate, key, ssl.create_default_context())
+    except CertificateFault as fault:
+        return str(fault)
+    return ""
+
+
+def _seen(certificate: Path, key: Path, client_context: ssl.SSLContext) -> dict[str, Any]:
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_context.load_cert_chain(certificate, key, password="")
+    client_context.check_hostname = False
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = server_context.wrap_bio(to_server, to_client, server_side=True)
     client = client_context.wrap_bio(to_client, to_server)
@@ -45,9 +61,7 @@ def examine(certificate: Path, key: Path) -> Certificate:
         raise CertificateFault(error.verify_message) from None
     except ssl.SSLError as error:
         raise CertificateFault(error.reason or str(error)) from None
-    seen = client.getpeercert() or {}
-    names = tuple(str(pair[1]) for pair in seen.get("subjectAltName", ()))
-    return Certificate(names, ssl.cert_time_to_seconds(str(seen["notAfter"])))
+    return dict(client.getpeercert() or {})
 
 
 def covers(certificate: Certificate, host: str) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
-from relay.cli.findings import Finding, Grade, findings
+from relay.cli.findings import findings
+from relay.cli.grade import Finding, Grade, mark
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, EXIT_REFUSED, ConfigOption, JsonOption
 from relay.config.files import check_files
 from relay.config.load import read
@@ -23,8 +24,11 @@ _COLOURS: Final = {
 _WORST_FIRST: Final = (Grade.ERROR, Grade.WARNING, Grade.OK)
 
 
-def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Judge the configuration and what it needs on this machine. Nothing is started or changed.
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Do not connect to next hops.")]
+
+
+def check(offline: OfflineOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Judge the configuration, what it needs on this machine, and the next hops. Nothing is started or changed.
 
     Exit code 0: it will run, warnings or not; 1: something it needs is wrong; 2: the file itself is wrong.
     """
@@ -33,16 +37,24 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     except ConfigErrors as errors:
         if not as_json:
             raise
-        print(json.dumps({"grade": Grade.ERROR, "problems": [dataclasses.asdict(one) for one in errors.problems]}))
+        print(
+            json.dumps(
+                {"grade": Grade.ERROR, "mark": "F", "problems": [dataclasses.asdict(one) for one in errors.problems]}
+            )
+        )
         raise typer.Exit(EXIT_REFUSED) from None
-    report = findings(loaded.config, check_files(loaded.config, loaded.origin))
+    report = findings(loaded.config, check_files(loaded.config, loaded.origin), offline=offline)
     grade = next(grade for grade in _WORST_FIRST if any(finding.grade is grade for finding in report))
     if as_json:
-        print(json.dumps({"grade": grade, "findings": [dataclasses.asdict(finding) for finding in report]}))
+        print(
+            json.dumps(
+                {"grade": grade, "mark": mark(report), "findings": [dataclasses.asdict(finding) for finding in report]}
+            )
+        )
     else:
         _show(report)
         counts = {each: sum(finding.grade is each for finding in report) for each in _WORST_FIRST}
-        typer.echo(f"{config}: {counts[Grade.ERROR]} errors, {counts[Grade.WARNING]} warnings")
+        typer.echo(f"{config}: {counts[Grade.ERROR]} errors, {counts[Grade.WARNING]} warnings, mark {mark(report)}")
     raise typer.Exit(EXIT_FAILED if grade is Grade.ERROR else 0)
 
 

@@ -5,53 +5,38 @@ It reads this machine and changes nothing. What keeps the relay from starting is
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
-from relay.cli.certificate import CertificateFault, covers, examine
+from relay.cli import machine, reachable
+from relay.cli.certificate import CertificateFault, covers, distrust, examine
+from relay.cli.grade import Finding, Grade
 from relay.config.addresses import split_address
 from relay.config.destination import Host, parse_next_hop
 from relay.config.origin import Problem
 from relay.config.schema import Config, Mode, Role
 from relay.directory.key import read_key
 from relay.directory.layout import SnapshotError
-from relay.directory.snapshot import Snapshot
+from relay.directory.snapshot import ACCEPT, Snapshot
+from relay.directory.sources import ending
+from relay.mail.address import Mailbox, domain_of
 
 DAY_S: Final = 86400.0
+ENDING_SHOWN: Final = 20  # more of them are one piece of work
 EXPIRES_SOON_S: Final = 21 * DAY_S  # renewal runs 30 days ahead by custom: at 21 it has failed for a week
 SNAPSHOT_OLD_S: Final = 2 * DAY_S  # the directory is read daily at least
 EXCHANGE_CONNECTIONS: Final = 20  # MaxInboundConnectionPerSource of a receive connector
 FEWEST_RECIPIENTS: Final = 100  # RFC 5321 section 4.5.3.1.8
-PRIVILEGED_PORTS: Final = 1024
+ENDS_SOON: Final = dt.timedelta(days=14)
 WIDE_NETWORK: Final = {4: 16, 6: 48}  # shorter prefixes than these are seldom one organisation's own servers
 
 
-class Grade(StrEnum):
-    """How bad it is; ``error`` means the relay does not do its work like this."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. ``hint`` says what to do, empty for grade ok."""
-
-    grade: Grade
-    topic: str
-    text: str
-    hint: str = ""
-
-
-def findings(config: Config, problems: list[Problem]) -> list[Finding]:
-    """The whole report; ``problems`` are those of ``check_files``."""
+def findings(config: Config, problems: list[Problem], *, offline: bool) -> list[Finding]:
+    """The whole report; ``problems`` are those of ``check_files``. ``offline``: nobody is asked over the network."""
     report = [Finding(Grade.ERROR, problem.key, problem.what, problem.hint) for problem in problems]
     troubled = {problem.key.partition(".")[0] for problem in problems}
     if "tls" not in troubled:
@@ -60,13 +45,17 @@ def findings(config: Config, problems: list[Problem]) -> list[Finding]:
         report += _users(config)
     report += [
         *_listeners(config),
-        *_spool(config),
+        *machine.ports(config),
+        *machine.spool(config),
+        *machine.clock(config),
         *_snapshot(config),
         *_domains(config),
+        *_overrides(config),
         *_routes(config),
         *_rules(config),
         *_trusted(config),
         *_web(config),
+        *([] if offline else reachable.next_hops(config)),
     ]
     return report
 
@@ -95,6 +84,10 @@ def _certificate(config: Config) -> Iterator[Finding]:
         names = ", ".join(seen.names) or "no name"
         hint = "senders that verify will refuse it: get one with this name"
         yield Finding(Grade.WARNING, "tls", f"the certificate is for {names}, not for {config.server.hostname}", hint)
+    reason = distrust(certificate, key)
+    if reason:
+        hint = "fine for encryption alone; for senders that verify get one of a public authority, with its chain in the file"
+        yield Finding(Grade.WARNING, "tls trust", f"this machine's authorities do not vouch for it: {reason}", hint)
     if key.stat().st_mode & 0o077:
         yield Finding(Grade.WARNING, "tls", f"{key} can be read by others than its owner", f"chmod 600 {key}")
 
@@ -102,7 +95,6 @@ def _certificate(config: Config) -> Iterator[Finding]:
 def _listeners(config: Config) -> Iterator[Finding]:
     for listener in config.listener:
         topic = f"listener {listener.name}"
-        _, port = split_address(listener.address)
         yield Finding(Grade.OK, topic, f"{listener.address}, {listener.role}")
         if listener.role is Role.SUBMISSION and config.tls.certificate is None:
             hint = "set certificate and key in [tls], or remove the listener"
@@ -114,9 +106,6 @@ def _listeners(config: Config) -> Iterator[Finding]:
             yield Finding(
                 Grade.WARNING, topic, "require_tls means nothing here", "remove it: this role always needs TLS"
             )
-        if port < PRIVILEGED_PORTS and os.geteuid() != 0:
-            hint = "start the relay as root, by a systemd socket, or with CAP_NET_BIND_SERVICE"
-            yield Finding(Grade.WARNING, topic, f"port {port} may not be open to an ordinary user", hint)
 
 
 def _users(config: Config) -> Iterator[Finding]:
@@ -135,20 +124,6 @@ def _users(config: Config) -> Iterator[Finding]:
         yield Finding(Grade.WARNING, "process", f'workers and hub share the user "{process.user}"', hint)
     elif not kept:
         yield Finding(Grade.OK, "process", f"workers run as {process.user}, the hub as {process.hub_user}")
-
-
-def _spool(config: Config) -> Iterator[Finding]:
-    spool = config.server.spool
-    if not os.path.isdir(spool):
-        yield Finding(Grade.OK, "spool", f"{spool} will be made at the first start")
-        return
-    free = shutil.disk_usage(spool).free
-    # Each session may hold one message of the largest size; ten at once are a quiet minute after an outage.
-    if free < 10 * config.limits.message_octets:
-        hint = "make room: a full disk answers 452 to everybody"
-        yield Finding(Grade.WARNING, "spool", f"{spool} has {free / 2**20:,.0f} MB left", hint)
-    else:
-        yield Finding(Grade.OK, "spool", f"{spool}, {free / 2**30:,.1f} GB free")
 
 
 def _snapshot(config: Config) -> Iterator[Finding]:
@@ -180,10 +155,44 @@ def _snapshot(config: Config) -> Iterator[Finding]:
         yield Finding(Grade.WARNING, "snapshot", f"{text}, {age / DAY_S:.0f} days old", "run relay directory build")
     else:
         yield Finding(Grade.OK, "snapshot", text)
-    if needed and not snapshot.recipients:
+    yield from _since_the_build(config, snapshot)
+    if needed and not (snapshot.recipients or snapshot.ruled):
         yield Finding(
             Grade.ERROR, "snapshot", "no address is known: every recipient is refused", "look at directory.sources"
         )
+
+
+def _since_the_build(config: Config, snapshot: Snapshot) -> Iterator[Finding]:
+    """What the configuration says now and the snapshot does not know yet."""
+    for domain in config.domain:
+        for name in domain.names:
+            if domain.recipients == "directory" and domain.case == "sensitive" and name not in snapshot.sensitive:
+                text = f'{name} has case = "sensitive", and the snapshot was built before: every spelling is taken'
+                yield Finding(Grade.WARNING, "snapshot", text, "run relay directory build")
+        mailbox = Mailbox(domain.postmaster or "")
+        verifies = any(domain_of(mailbox) in other.names for other in config.domain if other.recipients == "directory")
+        if mailbox and verifies and not snapshot.lookup(mailbox) & ACCEPT:
+            text = f"mail to postmaster goes to {mailbox}, which the snapshot does not know"
+            yield Finding(Grade.WARNING, "domains", text, "name a mailbox that exists")
+
+
+def _overrides(config: Config) -> Iterator[Finding]:
+    """What ends soon or has ended, in the configuration and in files."""
+    today = dt.datetime.now(dt.UTC).date()
+    dated = [
+        (entry.expires, entry.address, entry.comment, "the configuration")
+        for entry in config.directory.overrides
+        if entry.expires is not None
+    ]
+    dated += [(entry.until, entry.key, entry.comment, f"{path}:{entry.number}") for path, entry in ending(config)]
+    for last, key, comment, place in sorted(dated)[:ENDING_SHOWN]:
+        remark = f" ({comment})" if comment else ""
+        if last < today:
+            yield Finding(Grade.WARNING, "overrides", f"{key}{remark} has ended on {last}", f"remove it from {place}")
+        elif last - today <= ENDS_SOON:
+            days = (last - today).days
+            text = f"{key}{remark} ends in {days} days, on {last}"
+            yield Finding(Grade.WARNING, "overrides", text, f"give it another day in {place}, or let it go")
 
 
 def _domains(config: Config) -> Iterator[Finding]:

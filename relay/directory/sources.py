@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -169,6 +170,16 @@ def gather(config: Config, today: dt.date = dt.date.min) -> tuple[Collection, Ta
             "the sources give no recipient at all, so that all mail would be refused; the snapshot stays as it is"
         )
     return collection, tally
+
+
+def ending(config: Config) -> Iterator[tuple[Path, MapLine]]:
+    """The entries with a last day in maps and overrides. What cannot be read is passed over: a build tells of it."""
+    for source in config.directory.sources:
+        if source.type in ("map", "overrides"):
+            with suppress(OSError), source.path.open("rb") as file:
+                for line in map_lines(file, lambda *_: None):
+                    if line.until is not None:
+                        yield source.path, line
 
 
 def _because(tally: Tally) -> str:

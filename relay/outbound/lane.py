@@ -186,6 +186,10 @@ class Lane:
             self._come_up()
         self.released(opened)
 
+    async def try_connection(self) -> Connection | Answer:
+        """A connection as a delivery would get it, for whoever only wants to know; or why there is none."""
+        return await self._connect()
+
     async def _connect(self) -> Connection | Answer:
         """A connection, or why there is none: to the first of its addresses that takes one (RFC 5321 §5.1)."""
         opened: Connection | Answer = Answer(Stage.CONNECT, 0, "", "no address")

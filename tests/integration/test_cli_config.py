@@ -198,7 +198,7 @@ class TestCheck:
         def run(more="", **variables):
             (tmp_path / "relay.toml").write_text(GOOD + more)
             environ = {f"DMZ_RELAY__{key}": value for key, value in variables.items()}
-            return relay_command("check", "--config", "relay.toml", "--json", **environ)
+            return relay_command("check", "--offline", "--config", "relay.toml", "--json", **environ)
 
         return run
 
@@ -215,13 +215,15 @@ class TestCheck:
         assert done.returncode == 0
         found = grades(done)
         assert found["error"] == {}
-        assert list(found["warning"]) == ["process"]  # the test runs as one user
+        # The test runs as one user, with a certificate of its own authority, on a machine whose clock may be nobody's care.
+        assert set(found["warning"]) - {"clock"} == {"process", "tls trust"}
+        assert json.loads(done.stdout)["mark"] in "BC"
         assert found["ok"]["routes"] == ["all others to smtp:[192.0.2.1]"]
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
     def test_for_people_it_prints_a_line_each_and_a_sum(self, relay_command, tmp_path):
         (tmp_path / "relay.toml").write_text(GOOD)
-        done = relay_command("check", "-c", "relay.toml")
+        done = relay_command("check", "--offline", "-c", "relay.toml")
         lines = done.stdout.splitlines()
         assert lines[-1].startswith("relay.toml: 0 errors, ")
         assert any(line.split() == ["ok", "listener", "mx", "127.0.0.1:2525,", "mx"] for line in lines)

@@ -1,0 +1,73 @@
+"""Owns: what ``relay check`` finds out over the network: whether next hops take a connection, whether the DNS answers.
+
+All of it is warnings: a next hop that is down now is no reason not to start, mail for it waits in the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+from relay.cli.grade import Finding, Grade
+from relay.config.schema import Config
+from relay.mail.answer import Answer, Stage
+from relay.outbound.probe import TRY_S, Tried, try_all
+from relay.policy.route import RouteTable
+
+MOST: Final = 100
+"""Next hops that are tried; who has more sees what the first ones say."""
+
+_HINTS: Final = {
+    Stage.CONNECT: "is it running, and does a firewall let the relay through? Mail for it waits in the queue",
+    Stage.BANNER: "it refuses this relay: allow its address there",
+    Stage.EHLO: "it refuses this relay: allow its address and name there",
+    Stage.STARTTLS: 'mend its certificate or write delivery.tls = "opportunistic"',
+}
+
+
+def next_hops(config: Config) -> Iterator[Finding]:
+    """A finding for each next hop."""
+    hops = RouteTable(config).next_hops()
+    if len(hops) > MOST:
+        yield Finding(Grade.OK, "next hops", f"{len(hops)} in all, the first {MOST} are tried")
+    for tried in asyncio.run(try_all(hops[:MOST], config, TRY_S)):
+        yield from _finding(config, tried)
+
+
+def _finding(config: Config, tried: Tried) -> Iterator[Finding]:
+    name = f"next hop {tried.next_hop.name}"
+    if tried.answer is not None:
+        hint = _HINTS.get(tried.answer.stage, "look at its log")
+        yield Finding(Grade.WARNING, name, _said(tried.answer), hint)
+        return
+    assert tried.offers is not None
+    offers = tried.offers
+    said = [
+        offers.tls or "no TLS",
+        f"up to {offers.size:,} octets" if offers.size else "no size limit told",
+        *(["PIPELINING"] if offers.pipelining else []),
+        *(["8BITMIME"] if offers.eight_bit else []),
+    ]
+    yield Finding(Grade.OK, name, f"takes a connection: {', '.join(said)}")
+    if tried.tls_failed:
+        yield Finding(
+            Grade.WARNING,
+            name,
+            "STARTTLS is offered and fails: mail goes on readable",
+            "mend its certificate or protocol",
+        )
+    elif not offers.tls and config.delivery.tls == "opportunistic" and tried.next_hop.protocol == "smtp":
+        hint = "give it a certificate, if the way there is not yours alone"
+        yield Finding(Grade.WARNING, name, "offers no STARTTLS: mail goes on readable", hint)
+    if 0 < offers.size < config.limits.message_octets:
+        text = f"takes {offers.size:,} octets, and the relay {config.limits.message_octets:,}: larger mail is returned"
+        yield Finding(Grade.WARNING, name, text, f"write limits.message_octets = {offers.size}, or raise its limit")
+    if not offers.eight_bit:
+        yield Finding(Grade.WARNING, name, "offers no 8BITMIME: 8-bit mail is sent as it is", "update it if you can")
+
+
+def _said(answer: Answer) -> str:
+    code = f"{answer.code} " if answer.code else ""
+    where = {Stage.CONNECT: "no connection", Stage.BANNER: "refuses the connection", Stage.STARTTLS: "STARTTLS fails"}
+    return f"{where.get(answer.stage, 'refuses EHLO')}: {code}{answer.text}"
