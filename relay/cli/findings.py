@@ -55,7 +55,7 @@ def findings(config: Config, problems: list[Problem], *, offline: bool) -> list[
         *_rules(config),
         *_trusted(config),
         *_web(config),
-        *([] if offline else reachable.next_hops(config)),
+        *([] if offline else [*reachable.name_service(config), *reachable.next_hops(config)]),
     ]
     return report
 
@@ -179,12 +179,16 @@ def _since_the_build(config: Config, snapshot: Snapshot) -> Iterator[Finding]:
 def _overrides(config: Config) -> Iterator[Finding]:
     """What ends soon or has ended, in the configuration and in files."""
     today = dt.datetime.now(dt.UTC).date()
-    dated = [
+    dated: list[tuple[dt.date, str, str, str]] = [
         (entry.expires, entry.address, entry.comment, "the configuration")
         for entry in config.directory.overrides
         if entry.expires is not None
     ]
-    dated += [(entry.until, entry.key, entry.comment, f"{path}:{entry.number}") for path, entry in ending(config)]
+    dated += [
+        (line.until, line.key, line.comment, f"{path}:{line.number}")
+        for path, line in ending(config)
+        if line.until is not None
+    ]
     for last, key, comment, place in sorted(dated)[:ENDING_SHOWN]:
         remark = f" ({comment})" if comment else ""
         if last < today:

@@ -11,8 +11,13 @@ from typing import Final
 
 from relay.cli.grade import Finding, Grade
 from relay.config.schema import Config
+from relay.mail.address import domain_of
 from relay.mail.answer import Answer, Stage
+from relay.net.dns import Resolver
+from relay.outbound.lanes import dns_servers
+from relay.outbound.mx import Exchanges
 from relay.outbound.probe import TRY_S, Tried, try_all
+from relay.policy.lookup import Found
 from relay.policy.route import RouteTable
 
 MOST: Final = 100
@@ -33,6 +38,41 @@ def next_hops(config: Config) -> Iterator[Finding]:
         yield Finding(Grade.OK, "next hops", f"{len(hops)} in all, the first {MOST} are tried")
     for tried in asyncio.run(try_all(hops[:MOST], config, TRY_S)):
         yield from _finding(config, tried)
+
+
+def name_service(config: Config) -> Iterator[Finding]:
+    """Whether the DNS answers, where a route needs it."""
+    exchanges = RouteTable(config).exchanges()
+    if exchanges:
+        yield from asyncio.run(_asked(config, [goal.domain for goal in exchanges[:MOST]]))
+
+
+async def _asked(config: Config, domains: list[str]) -> list[Finding]:
+    """``domains``: "" for the recipient's own, of which nobody knows which: then any answer will do."""
+    resolver = Resolver(dns_servers(config), config.dns.timeout_s, tell=lambda *_, **__: None)
+    exchanges = Exchanges(config, resolver)
+    servers = ", ".join(f"{host}:{port}" for host, port in resolver.servers) or "none"
+    found: list[Finding] = []
+    try:
+        for domain in domains:
+            if domain:
+                said = await exchanges.find(domain)
+                if isinstance(said, Answer):
+                    hint = "mend the domain's MX, or name its host in brackets"
+                    found.append(Finding(Grade.WARNING, "dns", f"no way to {domain}: {said.text}", hint))
+                else:
+                    hosts = ", ".join(one.host for one in said)
+                    found.append(Finding(Grade.OK, "dns", f"{domain} by MX: {hosts}"))
+                continue
+            answer = await resolver.exchangers(domain_of(f"@{config.server.hostname}"))
+            if answer.found is Found.UNKNOWN:
+                hint = "name resolvers that answer in dns.servers: mail by MX waits until they do"
+                found.append(Finding(Grade.WARNING, "dns", f"no answer from {servers}: {answer.why}", hint))
+            else:
+                found.append(Finding(Grade.OK, "dns", f"answers: {servers}"))
+    finally:
+        resolver.close()
+    return found
 
 
 def _finding(config: Config, tried: Tried) -> Iterator[Finding]:
@@ -68,6 +108,6 @@ def _finding(config: Config, tried: Tried) -> Iterator[Finding]:
 
 
 def _said(answer: Answer) -> str:
-    code = f"{answer.code} " if answer.code else ""
+    code = f"{answer.code} {answer.enhanced} ".replace("  ", " ") if answer.code else ""
     where = {Stage.CONNECT: "no connection", Stage.BANNER: "refuses the connection", Stage.STARTTLS: "STARTTLS fails"}
     return f"{where.get(answer.stage, 'refuses EHLO')}: {code}{answer.text}"

@@ -202,6 +202,10 @@ class RouteTable:
         """Every host named anywhere, once each."""
         return tuple(dict.fromkeys(goal for route in self._all() for goal in route.goals if isinstance(goal, NextHop)))
 
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Whatever is found by MX, once each."""
+        return tuple(dict.fromkeys(goal for route in self._all() for goal in route.goals if isinstance(goal, Exchange)))
+
 
 @cache
 def _refused(status: str) -> Kind:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import os
 import socket
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from relay.cli.findings import findings
 from relay.cli.grade import Finding, Grade, mark
 from relay.config.schema import Config
 from relay.outbound import probe
+from relay.policy.route import RouteTable
 from tests.bed.certificates import Authority
 from tests.bed.fixtures import MakeNextHop, MakeRelay
 from tests.bed.next_hop import NextHop, Say, Step
@@ -75,7 +76,7 @@ def test_the_ports_and_the_spool_of_a_running_relay_are_its_own(make_relay: Make
     assert machine.running(relay.spool) == relay.supervisor
     done = relay.command("check", "--json")
     found = json.loads(done.stdout)
-    assert (done.returncode, found["mark"] in "ABC", found["grade"]) == (0, True, "warning")
+    assert (done.returncode, found["mark"] in "ABCD", found["grade"]) == (0, True, "warning")
     texts = [one["text"] for one in found["findings"] if one["grade"] == "ok"]
     assert f"127.0.0.1:{relay.ports['mx']} is taken by the relay that runs (pid {relay.supervisor})" in texts
     (hop,) = [one for one in found["findings"] if one["topic"].startswith("next hop ") and one["grade"] == "ok"]
@@ -248,14 +249,20 @@ def test_the_mark_is_a_for_nothing_to_say_and_f_for_any_error() -> None:
     assert mark([ok, error]) == "F"
 
 
-def test_probing_keeps_no_connection(tmp_path: Path, make_next_hop: MakeNextHop) -> None:
-    import asyncio
-
+def test_more_next_hops_than_are_asked_at_once_are_all_asked(tmp_path: Path, make_next_hop: MakeNextHop) -> None:
     hop = make_next_hop()
     config = configuration(tmp_path, [hop.route])
-    from relay.policy.route import RouteTable
-
     tried = asyncio.run(probe.try_all(RouteTable(config).next_hops() * 20, config))
-    assert len(tried) == 20
-    assert all(one.answer is None for one in tried)
-    assert ssl.HAS_TLSv1_3
+    assert [one.answer for one in tried] == [None] * 20
+    assert hop.most_at_once <= probe.AT_ONCE
+
+
+def test_resolvers_that_do_not_answer_are_told_where_a_route_needs_them(tmp_path: Path) -> None:
+    silent = f"127.0.0.1:{free_port()}"
+    config = configuration(tmp_path, ["smtp:"], dns={"servers": [silent], "timeout_s": 0.2})
+    (text,) = told(list(reachable.name_service(config)), Grade.WARNING)
+    assert text.startswith(f"dns: no answer from {silent}: ")
+    assert list(reachable.name_service(configuration(tmp_path))) == []
+    named = configuration(tmp_path, ["smtp:mail.example.net"], dns={"servers": [silent], "timeout_s": 0.2})
+    (text,) = told(list(reachable.name_service(named)), Grade.WARNING)
+    assert text.startswith("dns: no way to mail.example.net: ")

@@ -100,6 +100,7 @@ class TestBrokenConfigurations:
         assert (done.returncode, done.stderr) == (2, "")
         assert json.loads(done.stdout) == {
             "grade": "error",
+            "mark": "F",
             "problems": [
                 {
                     "file": "no_route.toml",
