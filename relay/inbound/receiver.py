@@ -35,6 +35,10 @@ _LINE_END: Final = "\u0100"
 _LONE_DOT: Final = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
 
 
+_FIRST: Final = b"\r\n"
+"""DATA's own line end: a dot may follow at once. What is held back before the first block."""
+
+
 class Limits:
     """What one listener allows; shared by all its sessions."""
 
@@ -78,7 +82,7 @@ class Receiver:
         self._trace = trace
         self._trusted = trusted
         self._open_body = open_body
-        self._carry = b"\r\n"  # DATA's own line end: a dot may follow at once
+        self._carry = _FIRST
         self._started = False
         self._header: bytearray | None = bytearray()
         self._parts: list[bytes] = []
@@ -94,6 +98,9 @@ class Receiver:
     def feed(self, data: bytes) -> int:
         """Take one block; the index in ``data`` just after the final dot's line, or -1 when it is not there yet."""
         carry = self._carry
+        if data[-5:] == END and not self._started and carry is _FIRST and len(data) <= MEMORY_OCTETS:
+            if data.find(END) == len(data) - 5 and self._take_whole(data[:-3]):
+                return len(data)
         if not carry and b"\r" not in data[-4:]:
             # Most blocks of a large message: nothing is held back and nothing has to be, so nothing is copied.
             end = data.find(END)
@@ -144,6 +151,20 @@ class Receiver:
             self._file = -1
         self._parts = []
         self._header = None
+
+    def _take_whole(self, message: bytes) -> bool:
+        """Take a small message that came in one block and has nothing to be mended; False: it goes the way of all others."""
+        limits = self._limits
+        end = message.find(b"\r\n\r\n") + 2
+        if end < 2 or end > limits.header_octets or len(message) > limits.message_octets or message[:3] == b".\r\n":
+            return False
+        if not _is_clean(message):
+            return False
+        self._started = True
+        self._octets = len(message)
+        self._header = None
+        self._begin_body(message[:end], message)
+        return True
 
     # --- one block -------------------------------------------------------------------------------------------------
 

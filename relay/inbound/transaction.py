@@ -89,7 +89,7 @@ class Transaction:
         self._directory = directory
         self.restriction: OperatorText | None = None
         snapshot = directory.snapshot
-        if mailbox and snapshot is not None:
+        if mailbox and snapshot is not None and snapshot.restricted:
             plain = unquoted(mailbox)
             if snapshot.lookup(plain) & RESTRICTED:
                 self.restriction = self._text(plain)

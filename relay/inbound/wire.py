@@ -283,6 +283,11 @@ class Wire(SMTP):
 
     def _flush(self) -> None:
         out = self._out
+        if len(out) == 1 and not self.closed:
+            line = out.pop()
+            if not self.transport.is_closing():
+                self.transport.write(line)
+            return
         self._out = []
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
@@ -293,7 +298,7 @@ class Wire(SMTP):
             said = self.listener.softened(kind) if self.listener.soft_bounce else kind
             self.refuse(kind, said, said.fixed or said.wire(mailbox, text))
             return
-        self.listener.metrics.replied(kind)
+        self.listener.metrics.replies[kind] += 1
         self._out.append(kind.fixed or kind.wire(mailbox, text))
 
     def refuse(self, kind: Kind, said: Kind, line: bytes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from relay.mail.answer import Answer, Stage
@@ -23,6 +23,12 @@ REPLY_OCTETS: Final = 64 * 1024
 TEXT_OCTETS: Final = 200
 
 _ENHANCED: Final = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
+_ALL_TAKEN: Final = re.compile(rb"2\d\d [^\n]*\n2\d\d [^\n]*\n354 [^\n]*\n").fullmatch
+"""MAIL, the only RCPT and DATA are taken, each in a line: what nearly every group is answered with."""
+_FINAL_TAKEN: Final = re.compile(rb"2\d\d [^\n]*\n").fullmatch
+"""One line that takes the message, and nothing behind it."""
+_ENVELOPE: Final = ((Stage.MAIL, b""), (Stage.RCPT, b""), (Stage.DATA, b""))
+"""The steps of one recipient, sent as one group."""
 
 
 class Capabilities(NamedTuple):
@@ -55,6 +61,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_accepted",
         "_answers",
+        "_brief",
         "_buffer",
         "_lines",
         "_mail",
@@ -64,6 +71,7 @@ class Connection(asyncio.Protocol):
         "_reset",
         "_steps",
         "_unanswered",
+        "_whole",
         "attempt",
         "capabilities",
         "deadline",
@@ -85,7 +93,10 @@ class Connection(asyncio.Protocol):
         self.attempt: Attempt | None = None
         self._buffer = b""
         self._lines: list[str] = []
-        self._steps: list[tuple[Stage, bytes]] = []
+        self._steps: Sequence[tuple[Stage, bytes]] = ()
+        self._brief = capabilities.pipelining
+        self._whole = False
+        """A group of one recipient was sent, and nothing of its answers has come."""
         self._next = 0
         self._answers: list[Answer | None] = []
         self._accepted = 0
@@ -106,7 +117,19 @@ class Connection(asyncio.Protocol):
         self._mail = None
         self._next = 0
         self._answers = [None] * len(attempt.recipients)
+        self.deadline = now + self.lane.command_timeout_s
         capabilities = self.capabilities
+        if self._brief and len(attempt.recipients) == 1 and attempt.terms is PLAIN and not self._reset:
+            size = f" SIZE={attempt.content.size}" if capabilities.size_extension else ""
+            body = " BODY=8BITMIME" if capabilities.eight_bit and attempt.body_8bit else ""
+            self._steps = _ENVELOPE
+            self._whole = True
+            self.transport.write(
+                f"MAIL FROM:<{attempt.sender}>{size}{body}\r\nRCPT TO:<{attempt.recipients[0]}>\r\nDATA\r\n".encode(
+                    "ascii"
+                )
+            )
+            return
         mail = f"MAIL FROM:<{attempt.sender}>"
         if capabilities.size_extension:
             mail += f" SIZE={attempt.content.size}"
@@ -121,7 +144,6 @@ class Connection(asyncio.Protocol):
             self._reset = False
             steps.insert(0, (Stage.EHLO, b"RSET\r\n"))
         self._steps = steps
-        self.deadline = now + self.lane.command_timeout_s
         if capabilities.pipelining:
             self.transport.write(b"".join([octets for _, octets in steps]))
         else:
@@ -143,6 +165,22 @@ class Connection(asyncio.Protocol):
         """Octets from the next hop: whole replies are handled, the rest waits."""
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
+        if self._whole:
+            self._whole = False
+            if _ALL_TAKEN(data) is not None:  # the same as below, reply by reply
+                self._unanswered = False
+                self._accepted, self._next = 1, len(_ENVELOPE)
+                self._send_body()
+                return
+        elif (
+            self._next == len(self._steps)
+            and data[:1] == b"2"
+            and _FINAL_TAKEN(data) is not None
+            and self._awaits_final
+        ):
+            self._unanswered = False
+            self._finish(self._answer(Stage.FINAL, int(data[:3]), data[4:].decode("ascii", "replace").strip()))
+            return
         position = 0
         while True:
             end = data.find(b"\n", position)
@@ -155,6 +193,11 @@ class Connection(asyncio.Protocol):
         self._buffer = data[position:]
         if len(self._buffer) > REPLY_OCTETS:
             self._fail("reply too long")
+
+    @property
+    def _awaits_final(self) -> bool:
+        """The whole message was sent, and the reply to its dot has not begun."""
+        return self.attempt is not None and self._pieces is None and not self._lines
 
     def _line(self, line: bytes, rest: int) -> bool:
         """One line of a reply, ``rest`` octets behind it; False when the connection is not to be read any more."""

@@ -82,6 +82,8 @@ class MailLog:
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
         self._second = -1
         self._stamp = ""
+        self._starts: dict[str, str] = {}
+        """How a line of this second begins, by service: names from our own code."""
 
     # --- inbound ---
     def connect(self, client: str, listener: str) -> None:
@@ -302,7 +304,10 @@ class MailLog:
     def note(self, level: Level | str, event: str, **fields: Value) -> None:
         """Something a process did or met. ``event`` and the names of the fields come from our code, values may not."""
         level = Level(level)
-        self._pid = os.getpid()  # a fork may have happened since: notes are rare enough to ask
+        pid = os.getpid()  # a fork may have happened since: notes are rare enough to ask
+        if pid != self._pid:
+            self._pid = pid
+            self._starts.clear()
         if self._json:
             clean = {k: printable(v, LINE_OCTETS) if isinstance(v, str) else v for k, v in fields.items()}
             self._object(event, level, **clean)
@@ -320,7 +325,11 @@ class MailLog:
                 f"{_MONTHS[t.tm_mon - 1]} {t.tm_mday:2} {t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} "
                 f"{self._hostname} dmz-relay/"
             )
-        line = f"{self._stamp}{service}[{self._pid}]: {text}"
+            self._starts.clear()
+        start = self._starts.get(service)
+        if start is None:
+            start = self._starts[service] = f"{self._stamp}{service}[{self._pid}]: "
+        line = start + text
         # The last guard against forged lines: whatever came in by whichever field.
         if not (line.isascii() and line.isprintable()) or len(line) > LINE_OCTETS:
             line = printable(line, LINE_OCTETS)
