@@ -98,9 +98,15 @@ class Receiver:
     def feed(self, data: bytes) -> int:
         """Take one block; the index in ``data`` just after the final dot's line, or -1 when it is not there yet."""
         carry = self._carry
-        if data[-5:] == END and not self._started and carry is _FIRST and len(data) <= MEMORY_OCTETS:
-            if data.find(END) == len(data) - 5 and self._take_whole(data[:-3]):
-                return len(data)
+        if (
+            data[-5:] == END
+            and not self._started
+            and carry is _FIRST
+            and len(data) <= MEMORY_OCTETS
+            and data.find(END) == len(data) - 5
+            and self._take_whole(data[:-3])
+        ):
+            return len(data)
         if not carry and b"\r" not in data[-4:]:
             # Most blocks of a large message: nothing is held back and nothing has to be, so nothing is copied.
             end = data.find(END)

@@ -172,12 +172,7 @@ class Connection(asyncio.Protocol):
                 self._accepted, self._next = 1, len(_ENVELOPE)
                 self._send_body()
                 return
-        elif (
-            self._next == len(self._steps)
-            and data[:1] == b"2"
-            and _FINAL_TAKEN(data) is not None
-            and self._awaits_final
-        ):
+        elif self._next == len(self._steps) and self._awaits_one() and _FINAL_TAKEN(data) is not None:
             self._unanswered = False
             self._finish(self._answer(Stage.FINAL, int(data[:3]), data[4:].decode("ascii", "replace").strip()))
             return
@@ -194,9 +189,8 @@ class Connection(asyncio.Protocol):
         if len(self._buffer) > REPLY_OCTETS:
             self._fail("reply too long")
 
-    @property
-    def _awaits_final(self) -> bool:
-        """The whole message was sent, and the reply to its dot has not begun."""
+    def _awaits_one(self) -> bool:
+        """The whole message was sent, and the one reply to its dot has not begun."""
         return self.attempt is not None and self._pieces is None and not self._lines
 
     def _line(self, line: bytes, rest: int) -> bool:

@@ -28,6 +28,9 @@ class LmtpConnection(Connection):
         self._finish(answer)
         return self.attempt is not None or not self.transport.is_closing()
 
+    def _awaits_one(self) -> bool:
+        return False
+
     def _data_reply(self, code: int, text: str) -> bool:
         if code == 354 and not self._accepted and self._mail is None:
             # RFC 2033 §4.2 wants 503 here. A lone dot would be answered by nothing at all.
