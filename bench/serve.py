@@ -32,7 +32,21 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--listen-587", type=_endpoint, metavar="HOST:PORT")
     made.add_argument("--listen-465", type=_endpoint, metavar="HOST:PORT")
     made.add_argument("--domains", type=_names, metavar="D,D", help="default: those of the recipients")
-    made.add_argument("--recipients", type=_file, required=True, metavar="FILE", help="one address a line")
+    made.add_argument(
+        "--recipients", type=_file, metavar="FILE", help="one address a line; needed unless --ldap is given"
+    )
+    made.add_argument("--ldap", metavar="URL", help="directory to read, e.g. ldaps://dc1.example.com; needs --domains")
+    made.add_argument("--ldap-base", metavar="DN", help="default: what the server names")
+    made.add_argument(
+        "--ldap-preset", choices=("active-directory", "exchange", "openldap", "rit-schema"), default="active-directory"
+    )
+    made.add_argument("--ldap-bind", metavar="NAME", help="DN, user@domain or DOMAIN\\user; default: anonymous")
+    made.add_argument("--ldap-password-file", type=_file, metavar="FILE")
+    trust = made.add_mutually_exclusive_group()
+    trust.add_argument("--ldap-ca", type=_file, metavar="FILE", help="default: the system's authorities")
+    trust.add_argument("--ldap-insecure", action="store_true", help="in clear, or with any certificate")
+    made.add_argument("--sync-s", type=float, metavar="SECONDS", help="time between two readings of the directory")
+    made.add_argument("--restriction-attribute", metavar="NAME", help="attribute that restricts senders")
     made.add_argument("--restricted", type=_file, metavar="FILE", help="restricted senders, one address a line")
     made.add_argument(
         "--users", type=_file, metavar="FILE", help="name:password:address a line (unused until submission)"
@@ -126,7 +140,7 @@ def configuration(options: argparse.Namespace, domains: list[str]) -> str:
     """The configuration file, as TOML."""
     state: Path = options.state
     step, retry = options.next_hop_timeout_s, options.retry_s
-    sources = [("list", options.recipients)] + ([("restricted", options.restricted)] if options.restricted else [])
+    sources = [(k, p) for k, p in (("list", options.recipients), ("restricted", options.restricted)) if p is not None]
     lines = [
         "# Written by bench/serve.",
         *_table(
@@ -167,12 +181,41 @@ def configuration(options: argparse.Namespace, domains: list[str]) -> str:
             lease_s=step + 60 if step is not None and step >= 900 else None,
         ),
     ]
+    if options.ldap or options.restriction_attribute:
+        lines += _table("[directory]", sync_s=options.sync_s, restriction_attribute=options.restriction_attribute)
+    if options.ldap:
+        lines += _table("[[directory.ldap]]", **_profile(options))
     for kind, path in sources:
         lines += _table("[[directory.sources]]", type=kind, path=path)
     lines += _table("[log]", file=options.log or state / "relay.log")
     if options.metrics:
         lines += _table("[web]", listen=options.metrics)
     return "\n".join(lines)
+
+
+def _profile(options: argparse.Namespace) -> dict[str, object]:
+    clear = options.ldap.lower().startswith("ldap://")
+    return {
+        "name": "ldap",
+        "preset": options.ldap_preset,
+        "servers": [options.ldap],
+        "base": options.ldap_base,
+        "bind": options.ldap_bind,
+        "password_file": options.state / "ldap.password" if options.ldap_password_file else None,
+        "ca_file": options.ldap_ca,
+        "insecure": True if options.ldap_insecure and clear else None,
+        "verify": False if options.ldap_insecure and not clear else None,
+    }
+
+
+def password(options: argparse.Namespace) -> None:
+    """A copy that only its owner may read: the relay refuses any other."""
+    if options.ldap_password_file:
+        beside = options.state / ".ldap.password"
+        beside.unlink(missing_ok=True)
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(options.ldap_password_file.read_bytes())
+        beside.rename(options.state / "ldap.password")
 
 
 def certificate(state: Path) -> None:
@@ -192,7 +235,8 @@ def certificate(state: Path) -> None:
 
 def fingerprint(options: argparse.Namespace, domains: list[str]) -> str:
     """Changes with everything that the snapshot is built from."""
-    whole = hashlib.sha256(json.dumps([domains, str(options.spool)]).encode())
+    ldap = [_profile(options), options.restriction_attribute] if options.ldap else options.restriction_attribute
+    whole = hashlib.sha256(json.dumps([domains, str(options.spool), ldap], default=str).encode())
     for path in (options.recipients, options.restricted):
         if path is not None:
             whole.update(hashlib.sha256(path.read_bytes()).digest())
@@ -209,13 +253,21 @@ def build(options: argparse.Namespace, domains: list[str], config: Path) -> None
         return
     command = [sys.executable, "-m", "relay", "directory", "build", "--config", str(config)]
     built = subprocess.run(command, stdout=sys.stderr, check=False)
+    if built.returncode and options.ldap:
+        print("bench/serve: the directory was not read; going on without", file=sys.stderr)
+        return
     if built.returncode:
         sys.exit(built.returncode)
     stamp.write_text(wanted)
 
 
 def main() -> None:
-    options = parser().parse_args()
+    made = parser()
+    options = made.parse_args()
+    if not options.recipients and not options.ldap:
+        made.error("give --recipients, --ldap, or both")
+    if not options.recipients and not options.domains:
+        made.error("--ldap without --recipients needs --domains")
     if options.users:
         print("bench/serve: --users is accepted and unused: there is no submission yet", file=sys.stderr)
     options.state.mkdir(parents=True, exist_ok=True)
@@ -224,6 +276,7 @@ def main() -> None:
     config = options.state / "relay.toml"
     config.write_text(configuration(options, domains))
     certificate(options.state)
+    password(options)
     build(options, domains, config)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import encodings.idna
 import importlib
+import importlib.util
+import os
+import stat
+from pathlib import Path
 from typing import Final
 
 from relay import worker as worker_role
+from relay.config.schema import Config
 from relay.control import Child
+from relay.directory import connection
 from relay.hub import server as hub_server
 from relay.web import server as web_server
 
@@ -38,7 +44,19 @@ def hub(child: Child) -> int:
     return hub_server.run(child)
 
 
-def load_web() -> None:
+def load_hub(config: Config) -> None:
+    """Import ldap3 where the hub's user could not do it later; else only the process that reads a directory pays for it."""
+    if config.directory.ldap and not _open_to_all("ldap3"):
+        connection.preload()
+
+
+def _open_to_all(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
+    return all(os.stat(one).st_mode & stat.S_IXOTH for one in (folder, *folder.parents))
+
+
+def load_web(_: Config) -> None:
     """Import what only web needs; in its process, before it becomes another user."""
     web_server.preload()
 

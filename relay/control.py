@@ -49,6 +49,8 @@ class Secrets:
     """PEM: private key."""
     snapshot_key: bytes = field(default=b"", repr=False)
     """Key of the snapshot's hashes; empty while no snapshot was ever built."""
+    directory_passwords: dict[str, str] = field(default_factory=dict, repr=False)
+    """The hub's alone: password by name of the ``[[directory.ldap]]``, empty for anonymous ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,20 +190,22 @@ def decode(packet: bytes) -> Message:
                 return Failed(str(body["why"]))
             case kind:
                 return cast("Message", _PLAIN[kind])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ControlError(f"a control packet makes no sense: {type(error).__name__}") from None
 
 
-def _secrets_out(secrets: Secrets) -> dict[str, str]:
+def _secrets_out(secrets: Secrets) -> dict[str, Any]:
     return {
         "tls_certificate": secrets.tls_certificate,
         "tls_key": secrets.tls_key,
         "snapshot_key": secrets.snapshot_key.hex(),
+        "directory_passwords": secrets.directory_passwords,
     }
 
 
 def _secrets_in(body: dict[str, Any]) -> Secrets:
-    return Secrets(str(body["tls_certificate"]), str(body["tls_key"]), bytes.fromhex(body["snapshot_key"]))
+    passwords = {str(name): str(password) for name, password in body["directory_passwords"].items()}
+    return Secrets(str(body["tls_certificate"]), str(body["tls_key"]), bytes.fromhex(body["snapshot_key"]), passwords)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -169,6 +169,10 @@ class Worker:
             listener.sweep()
 
     def _look_for_snapshot(self) -> None:
+        was = self.directory.stale
+        self.directory.note_age(time.time(), self._config.snapshot_max_age_s)
+        if self.directory.stale and not was:
+            self.log.alarm("snapshot_stale", max_age_s=self._config.directory.max_age_s)
         if self.directory.changed() and (self._refreshing is None or self._refreshing.done()):
             self._refreshing = asyncio.get_running_loop().create_task(asyncio.to_thread(self._refresh_snapshot))
 

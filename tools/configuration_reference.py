@@ -19,7 +19,8 @@ from typing import Any, Final, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from relay.config.explain import section_of, toml
-from relay.config.schema import Config, Section
+from relay.config.schema import Config
+from relay.config.section import Section
 
 DOCUMENT: Final = Path(__file__).parents[1] / "docs/configuration.md"
 MARKER: Final = "<!-- From here on written by tools/configuration_reference.py. -->\n"

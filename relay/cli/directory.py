@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from relay.cli import readings
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
 from relay.config.load import load
 from relay.config.schema import Config
@@ -20,6 +21,7 @@ from relay.directory.key import key_id, read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import Directory, Snapshot, previous_path
 from relay.directory.sources import gather
+from relay.directory.sync import Purpose
 
 app = typer.Typer(
     help="The snapshot of valid recipients and restricted senders.", no_args_is_help=True, add_completion=False
@@ -28,6 +30,13 @@ app = typer.Typer(
 NO_FILE: Final = "there is none"
 
 _WIDTH: Final = 12
+
+app.command("sync")(readings.sync)
+app.command("test")(readings.trial)
+app.command("accept")(readings.accept)
+app.command("history")(readings.history)
+app.command("rollback")(readings.rollback)
+app.command("audit")(readings.audit)
 
 
 def in_use(config: Config) -> Directory:
@@ -38,7 +47,9 @@ def in_use(config: Config) -> Directory:
         raise CommandFailed(str(error)) from None
     except OSError as error:
         raise CommandFailed(f"{config.key_path}: {error.strerror}; run this as root or as the relay's user") from None
-    return Directory(config.snapshot_path, key)
+    found = Directory(config.snapshot_path, key)
+    found.note_age(time.time(), config.snapshot_max_age_s)
+    return found
 
 
 def ago(seconds: float) -> str:
@@ -56,6 +67,9 @@ def build(config: ConfigOption = DEFAULT_CONFIG) -> None:
     When a source cannot be read or the result cannot be right, the snapshot in use stays and the exit code is 1.
     """
     loaded = load(config, os.environ)
+    if loaded.directory.ldap:
+        readings.sync_now(loaded, Purpose.ASKED, as_json=False)
+        return
     try:
         built = builder.build(loaded, time.time())
     except SnapshotError as error:
@@ -124,6 +138,7 @@ def _status(config: Config, now: float) -> dict[str, Any]:
             {"type": source.type, "path": str(source.path), "state": _source_state(source.path, current.get("created"))}
             for source in config.directory.sources
         ],
+        "directories": readings.remembered(config, now) if config.directory.ldap else None,
     }
 
 
@@ -175,6 +190,9 @@ def _print(found: dict[str, Any]) -> None:
             _line("", f"left out at the build: {count} × {reason}")
     key = found["key"]
     _line("key", key["problem"] or f"{key['id']} in {key['path']}")
+    if found["directories"] is not None:
+        for name, text in readings.remembered_lines(found["directories"]):
+            _line(name, text)
     for source in found["sources"]:
         _line("source", f"{source['type']} {source['path']}: {source['state']}")
 

@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from relay.config.invalid import Invalid
-from relay.config.schema import Config, Section
+from relay.config.schema import Config
+from relay.config.section import Section
 from relay.config.whole import KeyPath
 
 SHOWN: Final = 60  # characters of a wrong value in a message: enough to know it again

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from relay.config.explain import explain, section_of
 from relay.config.origin import ConfigErrors, Origin, Problem
-from relay.config.schema import Config, Section
+from relay.config.schema import Config
+from relay.config.section import Section
 from relay.config.whole import UNREAD, KeyPath, WholeError, faults
 
 PREFIX: Final = "DMZ_RELAY__"

@@ -7,47 +7,28 @@ reports every error of a file at once; checks that need the disk stand in ``conf
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
-import os.path
 import re
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from relay.config.addresses import own_host, split_address, split_dns_server
 from relay.config.destination import HOSTS, parse_next_hop
+from relay.config.directory import Directory
 from relay.config.invalid import Invalid
+from relay.config.section import DAY_S, MANY, REFUSAL_OCTETS, TABLES, FilePath, Seconds, Section
 from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
 from relay.mail.address import AddressFault, is_domain, parse_mailbox
-from relay.mail.ruling import RULING_HINT, parse_ruling
 
 MEGABYTE: Final = 1024 * 1024
 
 # Upper bounds keep slips of the keyboard (a zero too many, octets for megabytes) out of sockets, timers and memory.
-DAY_S: Final = 86400.0
-MANY: Final = 1_000_000
 LARGEST_MESSAGE: Final = 2**31 - 1  # Exchange takes no more; also what fits everywhere as a length
 LISTENERS: Final = 64  # each is a socket and a metrics label
-TABLES: Final = 10_000  # [[domain]] and [[route]] tables, and names in each
-REFUSAL_OCTETS: Final = 200  # operator text in a reply; the whole reply line has 512 (RFC 5321 §4.5.3.1.5)
-
-
-class Section(BaseModel):
-    """A table of the file: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        str_strip_whitespace=True,
-        defer_build=True,  # tables are built once, as part of the whole: a tenth of a second of each start
-    )
 
 
 class Role(StrEnum):
@@ -138,13 +119,6 @@ def _header_name(value: str) -> str:
     return value
 
 
-def _attribute(value: str) -> str:
-    # RFC 4512 §1.4 has no underscore, but directories of old have such attributes.
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", value) is None:
-        raise Invalid(f'"{value}" is not an attribute name', "write letters, digits and hyphens, a letter first")
-    return value
-
-
 def _refusal(value: str) -> str:
     if re.fullmatch(rf"[ -~]{{1,{REFUSAL_OCTETS}}}", value) is None:
         raise Invalid(
@@ -157,30 +131,6 @@ def _mailbox(value: str) -> str:
     if isinstance(parse_mailbox(value), AddressFault) or "@" not in value:
         raise Invalid(f'"{value}" is not an address', "write a whole address, e.g. hostmaster@example.com")
     return value
-
-
-def _address_or_domain(value: str) -> str:
-    if not is_domain(value.removeprefix("@")) and (isinstance(parse_mailbox(value), AddressFault) or "@" not in value):
-        raise Invalid(
-            f'"{value}" is neither an address nor a domain',
-            "write user@example.com, or @example.com for all of a domain",
-        )
-    return (value if "@" in value else f"@{value}").lower()
-
-
-def _action(value: str) -> str:
-    if parse_ruling(value) is None or not value.isascii() or not value.isprintable() or len(value) > REFUSAL_OCTETS:
-        raise Invalid(f'"{value[:REFUSAL_OCTETS]}" is no action', RULING_HINT)
-    return value
-
-
-def _day(value: object) -> object:
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return dt.date.fromisoformat(value)
-    elif isinstance(value, dt.date) and not isinstance(value, dt.datetime):
-        return value
-    raise Invalid(f'"{value}" is not a day', "write year, month and day: 2027-01-31")
 
 
 def _delimiters(value: str) -> str:
@@ -197,19 +147,7 @@ def _account(value: str) -> str:
     return value
 
 
-def _anchored(value: Path, info: ValidationInfo) -> Path:
-    """Relative paths start at the folder that the loader names: the configuration file's own."""
-    if value == Path() or not str(value).isprintable():
-        what = "is empty or names the folder itself" if value == Path() else f"{str(value)!r} is not a path"
-        raise Invalid(what, "write a path, e.g. /etc/dmz-relay/certificate.pem")
-    folder = info.context.get("folder") if info.context else None
-    # By the letters, as a person reads it: ../demo is beside the folder that the file was named in, links or not.
-    return Path(os.path.normpath(folder / value)) if folder else value
-
-
-FilePath = Annotated[Path, Field(strict=False), AfterValidator(_anchored)]
 SocketAddress = Annotated[str, AfterValidator(_socket_address)]
-Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 
 
 class Listener(Section):
@@ -392,45 +330,6 @@ class Queue(Section):
     """Wait for the disk before the client is told 451, seconds."""
 
 
-class Source(Section):
-    """One input of the snapshot."""
-
-    type: Annotated[Literal["list", "map", "aliases", "ldif", "restricted", "overrides"], Field(examples=["list"])]
-    """list: a valid address a line. map: a Postfix map, ADDRESS OK or ADDRESS 550 TEXT a line. aliases: ALIAS:
-    SMTP:ADDRESS a line. ldif: entries with mail and proxyAddresses. restricted: ADDRESS [TEXT] a line. overrides: as map,
-    over all other sources."""
-    path: Annotated[FilePath, Field(examples=["recipients.txt"])]
-    """The file."""
-
-
-class Override(Section):
-    """What is said of an address or a whole domain, whatever the directory says. In force with a reload."""
-
-    address: Annotated[str, AfterValidator(_address_or_domain), Field(examples=["user@example.com"])]
-    """user@example.com, or @example.com for every address of a domain."""
-    action: Annotated[str, AfterValidator(_action), Field(examples=["550 5.1.1 Has left the company"])]
-    """OK takes the mail. 550 5.1.1 TEXT and the like (450 to 452, 550 to 554) refuse it with your own words."""
-    comment: Annotated[str, Field(max_length=REFUSAL_OCTETS)] = ""
-    """For people: why, who, which ticket. Shown by relay recipient and relay check."""
-    expires: Annotated[dt.date, BeforeValidator(_day)] | None = None
-    """The last day it applies (UTC), e.g. 2027-01-31. relay check warns two weeks before."""
-
-
-class Directory(Section):
-    """Where valid recipients and restricted senders come from."""
-
-    sources: Annotated[list[Source], Field(max_length=100)] = []
-    """Inputs of ``relay directory build``."""
-    overrides: Annotated[list[Override], Field(max_length=TABLES)] = []
-    """Said over the sources; the first one that fits an address counts, those of an address before those of a domain."""
-    snapshot: FilePath | None = None
-    """The snapshot file; default: SPOOL/directory/snapshot."""
-    key_file: FilePath | None = None
-    """32 octets that key the address hashes; default: SPOOL/directory/key, made at the first build."""
-    restriction_attribute: Annotated[str, AfterValidator(_attribute)] = "smtpdSenderRestrictions"
-    """LDIF attribute that restricts a sender when its value is TRUE; any other text but FALSE is the reply's text."""
-
-
 class Senders(Section):
     """Restricted senders (rows S1 to S3)."""
 
@@ -517,6 +416,12 @@ class Config(Section):
     def key_path(self) -> Path:
         """The key of the snapshot's hashes."""
         return self.directory.key_file or self.server.spool / "directory" / "key"
+
+    @property
+    def snapshot_max_age_s(self) -> float | None:
+        """From which age on the snapshot is not believed about unknown recipients; None: at any age."""
+        directory = self.directory
+        return directory.max_age_s if directory.ldap and directory.stale == "defer" else None
 
     @model_validator(mode="after")
     def _whole(self) -> Config:

@@ -50,6 +50,13 @@ def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> lis
         ),
         *_twice(tables, ("domain", EVERY, "names", EVERY), "{} is listed twice", "remove one of the two"),
         *_twice(tables, ("route", EVERY, "domains", EVERY), "{} has a route above already", "remove one of the two"),
+        *_twice(
+            tables,
+            ("directory", "ldap", EVERY, "name"),
+            "a directory named {} stands above already",
+            "give each its own",
+        ),
+        *_ldap(tables),
         *_transport(tables),
         *_weights(tables),
         *_twice(tables, ("directory", "overrides", EVERY, "address"), "{} has an override above already", "keep one"),
@@ -101,6 +108,40 @@ def _occupied(tables: Mapping[str, object]) -> Iterator[Fault]:
         if rivals and (host in rivals or everything in rivals or host == everything):
             yield Fault(at, f'"{text}" is taken by a listener above', "give each its own address or port")
         others.add(host)
+
+
+_PASSWORDS: Final = ("password_file", "password_env", "password_credential")
+
+
+def _ldap(tables: Mapping[str, object]) -> Iterator[Fault]:
+    """What cannot go together in one ``[[directory.ldap]]``, and domains that no ``[[domain]]`` asks the directory for."""
+    asked = {
+        name.lower()
+        for _, domain in _each(tables, ("domain", EVERY))
+        if isinstance(domain, Mapping) and domain.get("recipients", "directory") == "directory"
+        for _, name in _texts(domain, "names", EVERY)
+    }
+    for at, profile in _each(tables, ("directory", "ldap", EVERY)):
+        if not isinstance(profile, Mapping):
+            continue
+        secrets = [key for key in _PASSWORDS if profile.get(key) is not None]
+        if len(secrets) > 1:
+            yield Fault((*at, secrets[1]), f"there is {secrets[0]} as well", "leave one of the two")
+        if profile.get("bind") and not secrets:
+            yield Fault((*at, "bind"), "there is no password for it", 'write password_file = "FILE"')
+        if secrets and not profile.get("bind"):
+            yield Fault((*at, secrets[0]), "nobody is named whose password it is", "write bind, e.g. user@example.com")
+        clear = [u for _, u in _texts(profile, "servers", EVERY) if u.lower().startswith("ldap://")]
+        if profile.get("insecure") is True and not clear:
+            yield Fault((*at, "insecure"), "every server is ldaps://, which is never in clear", "remove it")
+        if profile.get("pin") and profile.get("verify") is False:
+            yield Fault((*at, "verify"), "with a pin the certificate is verified by it", "remove one of the two")
+        if profile.get("pin") and profile.get("ca_file"):
+            yield Fault((*at, "pin"), "there is a ca_file as well", "remove one: a pin needs no authority")
+        for place, name in _texts(profile, "domains", EVERY):
+            if name.lower() not in asked:
+                hint = f'add it to a [[domain]] with recipients = "directory", or remove "{name}" here'
+                yield Fault((*at, *place), f'no domain asks the directory for "{name}"', hint)
 
 
 def _transport(tables: Mapping[str, object]) -> Iterator[Fault]:

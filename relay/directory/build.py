@@ -47,14 +47,42 @@ def build(config: Config, created: float, hasher: Callable[[bytes], Callable[[st
 
     Raises SnapshotError, and then the snapshot in use is as it was. ``hasher`` is there for a test of collisions.
     """
+    with only_build(config) as place:
+        collection, tally = gather(config, day_of(created))
+        return replace(place, collection, tally, created, origin(config), hasher)
+
+
+def day_of(now: float) -> dt.date:
+    """The day (UTC) that decides which rulings have ended."""
+    return dt.datetime.fromtimestamp(now, dt.UTC).date()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a snapshot goes, and whose it becomes; -1 leaves owner or group as they come."""
+
+    path: Path
+    key_path: Path
+    owner: int
+    group: int
+    key: bytes = b""
+    """Where the builder was handed it: the file may be somebody else's to read."""
+
+    def known_key(self) -> bytes:
+        """The key there is; empty when there is none yet. Raises SnapshotError."""
+        return self.key or (read_key(self.key_path) if self.key_path.exists() else b"")
+
+
+@contextmanager
+def only_build(config: Config, key: bytes = b"") -> Iterator[Place]:
+    """The place to build in, with the folders made, and nobody else building. Raises SnapshotError."""
     path, key_path = config.snapshot_path, config.key_path
     try:
-        group = _workers_group(config)
+        owner, group = _hub_owner(config), _workers_group(config)
         for folder in {path.parent, key_path.parent}:
             _make_folder(folder, group)
-        with _only_build(path):
-            collection, tally = gather(config, dt.datetime.fromtimestamp(created, dt.UTC).date())
-            return _replace(path, key_path, group, collection, tally, created, _origin(config), hasher)
+        with _only_build(path, owner):
+            yield Place(path, key_path, owner, group, key)
     except OSError as error:
         raise SnapshotError(
             f"{error.filename or path}: {error.strerror}; the snapshot stays as it is; "
@@ -62,50 +90,65 @@ def build(config: Config, created: float, hasher: Callable[[bytes], Callable[[st
         ) from None
 
 
-def _replace(
-    path: Path,
-    key_path: Path,
-    group: int,
+def replace(
+    place: Place,
     collection: Collection,
     tally: Tally,
     created: float,
     origin: dict[str, object],
-    hasher: Callable[[bytes], Callable[[str], int]],
+    hasher: Callable[[bytes], Callable[[str], int]] = address_hasher,
+    *,
+    unchanged: bool = False,
 ) -> Built:
-    key = read_key(key_path) if key_path.exists() else b""
+    """Put the collection in place as the next generation. ``unchanged``: it says the same as the one in place, which then
+    needs not be kept. Raises SnapshotError and OSError, and then the snapshot in use is as it was.
+    """
+    path = place.path
+    key = place.known_key()
     new_key = not key
     origin["skipped"] = dict(tally.skipped)
     for _ in range(KEYS):
         key = key or secrets.token_bytes(KEY_OCTETS)
         try:
             pieces = encode(
-                collection.addresses, collection.records, key, _next_generation(path), created, origin, hasher
+                collection.addresses, collection.records, key, next_generation(path), created, origin, hasher
             )
             break
         except HashCollision:
             key, new_key = b"", True
     else:
         raise SnapshotError(f"{path}: addresses share a hash under {KEYS} keys in a row; this is a fault, report it")
+    snapshot = put(place, pieces, key, new_key=new_key, keep_previous=not unchanged)
+    return Built(snapshot, tally.skipped, tuple(tally.examples), new_key)
+
+
+def put(
+    place: Place, pieces: Sequence[bytes | memoryview], key: bytes, *, new_key: bool = False, keep_previous: bool = True
+) -> Snapshot:
+    """Write a snapshot's pieces and put them in place. Raises SnapshotError and OSError."""
+    path = place.path
     beside = path.with_name(f".{path.name}.new")
-    _write(beside, pieces, group)
-    del pieces
+    _write(beside, pieces, place)
     # Read back before it replaces anything: a disk that returns something else must not win.
     Snapshot.open(beside, key)
     if new_key:
-        write_key(key_path, key)
-    _keep_previous(path)
+        write_key(place.key_path, key)
+        if place.owner != -1:
+            os.chown(place.key_path, place.owner, -1, follow_symlinks=False)
+    if keep_previous:
+        _keep_previous(path)
     os.rename(beside, path)
     sync_folder(path.parent)
-    return Built(Snapshot.open(path, key), tally.skipped, tuple(tally.examples), new_key)
+    return Snapshot.open(path, key)
 
 
-def _write(beside: Path, pieces: Sequence[bytes | memoryview], group: int) -> None:
+def _write(beside: Path, pieces: Sequence[bytes | memoryview], place: Place) -> None:
     beside.unlink(missing_ok=True)
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.writelines(pieces)
         file.flush()
-        os.fchown(file.fileno(), -1, group)
+        os.fchown(file.fileno(), place.owner, place.group)
         os.fchmod(file.fileno(), SNAPSHOT_MODE)
         os.fsync(file.fileno())
 
@@ -124,7 +167,16 @@ def _keep_previous(path: Path) -> None:
     beside.unlink(missing_ok=True)
 
 
-def _next_generation(path: Path) -> int:
+def created_of(path: Path) -> float | None:
+    """When the snapshot in place was built; None when there is none that can be used."""
+    try:
+        return inspect(path).created
+    except SnapshotError:
+        return None
+
+
+def next_generation(path: Path) -> int:
+    """Above everything in place: generations count up, whatever becomes of a file."""
     newest = 0
     for known in (path, previous_path(path)):
         try:
@@ -134,7 +186,8 @@ def _next_generation(path: Path) -> int:
     return newest + 1
 
 
-def _origin(config: Config) -> dict[str, object]:
+def origin(config: Config) -> dict[str, object]:
+    """What a snapshot says about where it came from."""
     return {
         "sources": [{"type": source.type, "path": str(source.path)} for source in config.directory.sources],
         "case_sensitive": sorted(
@@ -156,6 +209,19 @@ def _workers_group(config: Config) -> int:
         ) from None
 
 
+def _hub_owner(config: Config) -> int:
+    """The hub reads directories on its schedule, so what a command of root's builds has to be the hub's to replace."""
+    if os.geteuid() != 0 or not config.process.hub_user or not config.directory.ldap:
+        return -1
+    try:
+        return pwd.getpwnam(config.process.hub_user).pw_uid
+    except KeyError:
+        raise SnapshotError(
+            f"process.hub_user: there is no user {config.process.hub_user!r}; make it, "
+            'or set process.hub_user = "" to keep the user that starts the relay'
+        ) from None
+
+
 def _make_folder(folder: Path, group: int) -> None:
     """As the supervisor makes it: the workers' group may enter, and what is built there is that group's."""
     if not folder.is_dir():
@@ -165,10 +231,14 @@ def _make_folder(folder: Path, group: int) -> None:
 
 
 @contextmanager
-def _only_build(path: Path) -> Iterator[None]:
+def _only_build(path: Path, owner: int) -> Iterator[None]:
     """Two builds at once would write the same file; the second is told so instead of waiting unseen."""
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(
+        path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     try:
+        if owner != -1:
+            os.fchown(descriptor, owner, -1)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

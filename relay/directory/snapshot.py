@@ -282,10 +282,11 @@ class Directory:
     """A worker's view of the snapshot.
 
     ``snapshot`` is the generation in use, None as long as there is none (then unknown means 451). ``refused`` says why
-    the newest file was not taken, and is empty when it was. Reading both is safe while another thread refreshes.
+    the newest file was not taken, and is empty when it was. ``stale``: it is too old to say that an address is unknown.
+    Reading them is safe while another thread refreshes.
     """
 
-    __slots__ = ("_key", "_path", "_previous", "_tried", "refused", "snapshot")
+    __slots__ = ("_key", "_path", "_previous", "_tried", "refused", "snapshot", "stale")
 
     def __init__(self, path: Path, key: bytes) -> None:
         """Take the current generation, or the previous one when the current one cannot be used. Never raises."""
@@ -295,7 +296,13 @@ class Directory:
         self._tried: tuple[_Identity | None, _Identity | None] | None = None
         self.snapshot: Snapshot | None = None
         self.refused = ""
+        self.stale = False
         self.refresh()
+
+    def note_age(self, now: float, max_age_s: float | None) -> None:
+        """Decide ``stale``; told from outside now and then, so that no RCPT reads a clock (row R7)."""
+        snapshot = self.snapshot
+        self.stale = max_age_s is not None and snapshot is not None and now - snapshot.created > max_age_s
 
     def changed(self) -> bool:
         """Whether ``refresh`` would read a file: one ``stat`` (two while there is no snapshot)."""

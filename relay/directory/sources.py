@@ -19,7 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final, assert_never
 
-from relay.config.schema import Config, Source
+from relay.config.directory import Source
+from relay.config.schema import Config
 from relay.directory import ldif
 from relay.directory.layout import SnapshotError
 from relay.directory.lines import lines
@@ -76,6 +77,11 @@ class Collection:
         self.addresses: Final[dict[str, int]] = {}
         self.records: Final[list[Entry]] = []
         self._numbers: Final[dict[Entry, int]] = {}
+
+    def merge(self, other: Collection) -> None:
+        """Take over what another collection says. Raises SnapshotError as ``add`` does."""
+        for address, number in other.addresses.items():
+            self.add(address, other.records[number])
 
     def add(self, address: str, entry: Entry) -> None:
         """Note what one source says. Said twice, flags add up, and of two texts the later one counts.
@@ -148,7 +154,7 @@ def gather(config: Config, today: dt.date = dt.date.min) -> tuple[Collection, Ta
     """
     directory = config.directory
     ours = Ours.of(config)
-    if not directory.sources:
+    if not directory.sources and not directory.ldap:
         raise SnapshotError("directory.sources: no source is configured; add a [[directory.sources]] table")
     collection, tally = Collection(), Tally()
     for source in sorted(directory.sources, key=lambda one: one.type != "overrides"):
@@ -165,6 +171,8 @@ def gather(config: Config, today: dt.date = dt.date.min) -> tuple[Collection, Ta
                 f"{source.path}: has no usable address{_because(tally)}; "
                 "was the export cut short? The snapshot stays as it is"
             )
+    if directory.ldap:  # the directories come to it, and directory.sync judges the whole
+        return collection, tally
     if not collection.addresses or (ours.verified and not collection.accepts()):
         raise SnapshotError(
             "the sources give no recipient at all, so that all mail would be refused; the snapshot stays as it is"

@@ -1,7 +1,8 @@
 """Owns: the hub process: exact counts of open sessions over all workers, and the limits on them.
 
 One connection per worker. What a worker holds is counted per connection too, so that its death takes its counts along.
-It must not know SMTP, the queue or the directory.
+It keeps the schedule of
+reading directories, too (``directory.schedule``). It must not know SMTP or the queue.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Final, cast
 import uvloop
 
 from relay.config.schema import Config, Limits
-from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready, Reopen
+from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready, Reopen, Secrets
+from relay.directory.schedule import Schedule
+from relay.directory.sync import Outcome
 from relay.hub.frames import ANSWER, REQUEST, VERSION, Ask, Tell, Verdict
 from relay.telemetry.logs import LogWriter
 from relay.telemetry.maillog import MailLog, adopt, note
@@ -196,8 +199,10 @@ class Member:
     def __init__(self, child: Child, loop: asyncio.AbstractEventLoop) -> None:
         self._hub = Hub(child.config.limits, child.live_workers, loop, first=child.incarnation == 1)
         self._listening = child.hub
-        self._prepared: Config | None = None
+        self._prepared: tuple[Config, Secrets] | None = None
         self._config = child.config
+        self._secrets = child.secrets
+        self._schedule = Schedule(loop, _told)
         self._writer = LogWriter(child.config.log.file)
         self._adopt_log()
         self._drained = asyncio.Event()
@@ -213,7 +218,9 @@ class Member:
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(lambda: WorkerLink(self._hub), sock=self._listening)
         self._control.send(Ready())
+        self._read_directories()
         await self._drained.wait()
+        self._schedule.stop()
         server.close()
         for worker in tuple(self._hub.workers):
             worker.close()
@@ -222,14 +229,18 @@ class Member:
         return 0
 
     def _prepare(self, message: Prepare) -> None:
-        self._prepared = message.config
+        self._prepared = message.config, message.secrets
         self._control.send(Prepared())
 
     def _commit(self, _: Commit) -> None:
         if self._prepared is not None:
-            self._config, self._prepared = self._prepared, None
+            (self._config, self._secrets), self._prepared = self._prepared, None
             self._hub.counts.limit(self._config.limits)
             self._adopt_log()
+            self._read_directories()
+
+    def _read_directories(self) -> None:
+        self._schedule.configure(self._config, self._secrets.directory_passwords, self._secrets.snapshot_key)
 
     def _abort(self, _: Abort) -> None:
         self._prepared = None
@@ -237,6 +248,28 @@ class Member:
     def _adopt_log(self) -> None:
         """Its few lines are written at once, without a thread."""
         adopt(MailLog(self._writer, self._config.log.format, self._config.server.hostname))
+
+
+def _told(outcome: Outcome) -> None:
+    """The log's line about a reading of directories."""
+    if outcome.reason:
+        note("error", "directory_not_read", reason=outcome.reason, why=outcome.why, cure=outcome.cure)
+    elif outcome.held:
+        note("warning", "directory_held", why=outcome.held)
+    else:
+        note(
+            "info",
+            "directory_read",
+            generation=outcome.generation,
+            seconds=round(outcome.seconds, 3),
+            added=outcome.difference["added"],
+            removed=outcome.difference["removed"],
+            changed=outcome.difference["changed"],
+            servers=" ".join(reading["server"] for reading in outcome.readings),
+        )
+        for reading in outcome.readings:
+            for failed in reading["failed"]:
+                note("warning", "directory_server_failed", directory=reading["profile"], why=failed)
 
 
 def run(child: Child) -> int:

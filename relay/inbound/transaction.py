@@ -189,7 +189,8 @@ class Transaction:
         if rule.plain and (snapshot is None or not snapshot.ruled):
             known: bool | None = None
             if rule.verified_by == "directory" and snapshot is not None:
-                known = bool(snapshot.lookup(mailbox) & KNOWN)
+                # Row R7: a stale snapshot never says that somebody is unknown.
+                known = bool(snapshot.lookup(mailbox) & KNOWN) or (None if self._directory.stale else False)
             return RecipientFacts(
                 rule.verified_by, known, relay_form, self.trusted,
                 not known and local.lower() == "postmaster", unknown, refused,
@@ -202,6 +203,9 @@ class Transaction:
                 rule.verified_by, None, relay_form, self.trusted, True, unknown, refused, instead=instead,  # noqa: FBT003
             )  # fmt: skip
         found = look_up(mailbox, rule, snapshot, time.time(), note)
+        if found.known is False and self._directory.stale:
+            note("the snapshot is stale: it is not asked who is unknown")
+            found = found._replace(known=None)
         return RecipientFacts(
             rule.verified_by, found.known, relay_form, self.trusted, False, unknown, refused,  # noqa: FBT003
             found.ruling, found.ruled_by, found.instead,

@@ -25,7 +25,7 @@ class Role:
     """``run`` in the final user's process; ``load`` before it, in the child: imports that no other role shares."""
 
     run: Callable[[Child], int]
-    load: Callable[[], None] = lambda: None
+    load: Callable[[Config], None] = lambda _: None
 
 
 Roles: TypeAlias = Mapping[Part, Role]
@@ -72,7 +72,7 @@ def _live(
     listening = ground.listening
     listening.close_but(mail=part is Part.WORKER, web=part is Part.WEB, hub=part is Part.HUB)
     try:
-        around.roles[part].load()
+        around.roles[part].load(config)
         who = ground.identities
         settle(who.hub if part is Part.HUB else who.worker, parent, f"relay-{slot.name}")
         child = Child(

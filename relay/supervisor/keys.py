@@ -13,6 +13,7 @@ from relay.config.schema import Config
 from relay.control import Secrets
 from relay.directory.key import read_key
 from relay.directory.layout import SnapshotError
+from relay.directory.passwords import read_passwords
 from relay.supervisor.errors import Refusal
 
 PEM_MAX: Final = 64 * 1024
@@ -32,9 +33,14 @@ def read_secrets(config: Config) -> Secrets:
             snapshot_key = read_key(config.key_path)
         except SnapshotError as error:
             problems.append(f"directory.key_file: {error}")
+    passwords: dict[str, str] = {}
+    try:
+        passwords = read_passwords(config, os.environ)
+    except SnapshotError as error:
+        problems.append(str(error))
     if problems:
         raise Refusal(*problems)
-    return Secrets(certificate, key, snapshot_key)
+    return Secrets(certificate, key, snapshot_key, passwords)
 
 
 def _pem(key: str, path: Path | None, problems: list[str]) -> str:
@@ -57,7 +63,8 @@ def _pem(key: str, path: Path | None, problems: list[str]) -> str:
 
 def fingerprint(config: Config) -> Fingerprint:
     """Changes whenever one of the files is replaced or written."""
-    return tuple(_stat(path) for path in (config.tls.certificate, config.tls.key, config.key_path))
+    passwords = (profile.password_file for profile in config.directory.ldap)
+    return tuple(_stat(path) for path in (config.tls.certificate, config.tls.key, config.key_path, *passwords))
 
 
 def _stat(path: Path | None) -> tuple[int, int, int] | None:

@@ -5,9 +5,9 @@ Pure bookkeeping on the monotonic clock (seconds), handed in as ``now``. Must no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, assert_never
 
 from relay.control import HUB_SLOT, WEB_SLOT, Link, Secrets
 
@@ -106,5 +106,13 @@ def places(workers: int, *, web: bool) -> tuple[Slot, ...]:
 
 
 def secrets_for(part: Part, secrets: Secrets) -> Secrets:
-    """What this part may know: hub and web have no use for any of it."""
-    return secrets if part is Part.WORKER else Secrets()
+    """What this part may know: the hub reads directories and builds snapshots, workers do neither, web nothing at all."""
+    match part:
+        case Part.WORKER:
+            return replace(secrets, directory_passwords={})
+        case Part.HUB:
+            return Secrets(snapshot_key=secrets.snapshot_key, directory_passwords=secrets.directory_passwords)
+        case Part.WEB:
+            return Secrets()
+        case never:
+            assert_never(never)

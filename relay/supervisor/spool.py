@@ -63,8 +63,11 @@ def lock(spool: Path, wait_s: float = LOCK_WAIT_S) -> int:
         return descriptor
 
 
-def furnish(spool: Path, worker: Identity | None) -> Path:
-    """Make the folders and give the workers theirs; returns the folder of the hub's socket. Raises Refusal."""
+def furnish(spool: Path, worker: Identity | None, builder: Identity | None = None) -> Path:
+    """Make the folders and give the workers theirs; returns the folder of the hub's socket. Raises Refusal.
+
+    ``builder``: who builds snapshots besides root; its is their folder.
+    """
     gid = -1 if worker is None else worker.gid
     if worker is not None:
         closed = _closed_to(worker, spool)
@@ -82,6 +85,11 @@ def furnish(spool: Path, worker: Identity | None) -> Path:
             if worker is not None and os.fstat(folder).st_uid == os.geteuid():
                 # Set-group-ID: what is built there later is the workers' to read.
                 os.fchown(folder, -1, gid)
+                os.fchmod(folder, 0o2750)
+            if builder is not None and os.fstat(folder).st_uid == os.geteuid():
+                for name in os.listdir(folder):  # the folder was root's so far: nobody can have laid a link there
+                    os.chown(name, builder.uid, -1, dir_fd=folder, follow_symlinks=False)
+                os.fchown(folder, builder.uid, gid)
                 os.fchmod(folder, 0o2750)
     except OSError as error:
         raise Refusal(f"server.spool: cannot prepare {spool}: {error}; check owner and mode of its folders") from None

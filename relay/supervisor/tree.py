@@ -68,7 +68,11 @@ def run(config_path: Path, config: Config, pidfile: Path | None, roles: Roles | 
         signal.signal(number, signal.SIG_DFL)  # nothing is running yet: a signal simply ends the start
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     call_process("relay")
-    roles = roles or {Part.WORKER: Role(app.worker), Part.HUB: Role(app.hub), Part.WEB: Role(app.web, app.load_web)}
+    roles = roles or {
+        Part.WORKER: Role(app.worker),
+        Part.HUB: Role(app.hub, app.load_hub),
+        Part.WEB: Role(app.web, app.load_web),
+    }
     try:
         app.preload()
         ground = lay(config)

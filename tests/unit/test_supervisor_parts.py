@@ -88,10 +88,11 @@ def test_a_process_is_stuck_when_its_time_is_over(slot: Slot) -> None:
     assert slot.deadline(5.0) is None
 
 
-def test_only_workers_get_secrets() -> None:
-    secrets = Secrets("certificate", "key", b"snapshot")
-    assert secrets_for(Part.WORKER, secrets) is secrets
-    assert secrets_for(Part.HUB, secrets) == secrets_for(Part.WEB, secrets) == Secrets()
+def test_each_part_gets_its_own_secrets_and_no_other() -> None:
+    secrets = Secrets("certificate", "key", b"snapshot", {"ad": "password"})
+    assert secrets_for(Part.WORKER, secrets) == Secrets("certificate", "key", b"snapshot")
+    assert secrets_for(Part.HUB, secrets) == Secrets(snapshot_key=b"snapshot", directory_passwords={"ad": "password"})
+    assert secrets_for(Part.WEB, secrets) == Secrets()
 
 
 # --- reload ---

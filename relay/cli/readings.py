@@ -1,0 +1,292 @@
+"""Owns: the commands about directories that are read: sync, test, accept, history, rollback, audit. Decides nothing.
+
+Each calls what the schedule calls; the reading runs in a child of the command's, as it does in the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Final
+
+import typer
+
+from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
+from relay.config.load import load
+from relay.config.schema import Config
+from relay.directory import history as kept
+from relay.directory.build import only_build
+from relay.directory.child import run, start
+from relay.directory.failure import Reason
+from relay.directory.layout import SnapshotError
+from relay.directory.passwords import read_passwords
+from relay.directory.reading import Look, look
+from relay.directory.snapshot import inspect
+from relay.directory.state import read_state, state_path, write_state
+from relay.directory.sync import Outcome, Purpose
+
+EXIT_GUARDED: Final = 3
+"""The directory was read, and a guard holds the result back."""
+GUARDED: Final = frozenset((Reason.SHRUNK, Reason.CANARY))
+SHOWN: Final = 20
+"""Addresses of a difference printed one by one; --json has more."""
+
+_WIDTH: Final = 12
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Read and compare; change nothing.")]
+
+
+def sync(dry_run: DryRunOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Read the directories and sources now and put the result in place; running workers take it within a second.
+
+    Exit code: 0 done, 1 could not be read, 3 a guard holds it back.
+    """
+    sync_now(load(config, os.environ), Purpose.DRY_RUN if dry_run else Purpose.ASKED, as_json=as_json)
+
+
+def accept(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Read again, and let the losses through that the last reading was held back for, but no greater ones."""
+    loaded = load(config, os.environ)
+    if not read_state(state_path(loaded.snapshot_path)).refused:
+        raise CommandFailed("no reading is held back; relay directory status says how the last one went")
+    sync_now(loaded, Purpose.ACCEPT, as_json=as_json)
+
+
+def sync_now(loaded: Config, purpose: Purpose, *, as_json: bool) -> None:
+    """Read, print, and end with the exit code. Raises CommandFailed."""
+    try:
+        reader = start(loaded, read_passwords(loaded, os.environ), purpose)
+    except (SnapshotError, OSError) as error:
+        raise CommandFailed(f"nothing was read: {error}") from None
+    show = _Progress()
+    outcome = run(reader, loaded, show.told)
+    show.end()
+    if as_json:
+        typer.echo(json.dumps(outcome.plain(), indent=2))
+    else:
+        _print(outcome, purpose)
+    if outcome.reason:
+        raise typer.Exit(EXIT_GUARDED if outcome.reason in GUARDED else EXIT_FAILED)
+
+
+class _Progress:
+    """How far a reading is: a line that changes on a terminal, a line each ten seconds elsewhere (row R20)."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = ("", 0)
+        self._due = time.monotonic() + 10
+
+    def told(self, profile: str, entries: int) -> None:
+        if (profile, entries) == self._last or not profile:
+            return
+        self._last = (profile, entries)
+        if self._terminal:
+            sys.stderr.write(f"\rreading {profile}: {entries} entries ")
+            sys.stderr.flush()
+        elif time.monotonic() >= self._due:
+            self._due = time.monotonic() + 10
+            sys.stderr.write(f"reading {profile}: {entries} entries\n")
+
+    def end(self) -> None:
+        if self._terminal and self._last[0]:
+            sys.stderr.write("\r\033[K")
+
+
+def _print(outcome: Outcome, purpose: Purpose) -> None:
+    for reading in outcome.readings:
+        _line("read", f"{reading['entries']} entries of {reading['profile']} from {reading['server']}")
+        for failed in reading["failed"]:
+            _line("", f"before that: {failed}")
+    for example in outcome.examples:
+        typer.echo(f"left out: {example}", err=True)
+    for reason, count in sorted(outcome.skipped.items()):
+        _line("left out", f"{count} × {reason}")
+    found = outcome.difference
+    if outcome.counts:
+        for what, count in sorted(outcome.counts.items()):
+            _line("", f"{count} {what}")
+    if found and not (outcome.reason and not outcome.counts):
+        _line("difference", f"{found['added']} added, {found['removed']} removed, {found['changed']} changed")
+        if purpose is Purpose.DRY_RUN:
+            for sign, names, number in (("+", "added_names", "added"), ("~", "changed_names", "changed")):
+                for address in found[names][:SHOWN]:
+                    _line("", f"{sign} {address}")
+                if found[number] > SHOWN:
+                    _line("", f"{sign} and {found[number] - SHOWN} more")
+            for loss in found["losses"]:
+                _line("", f"- {loss['gone']} of {loss['of']} {loss['what']}")
+    if outcome.reason:
+        typer.echo(f"relay: not taken ({outcome.reason}): {outcome.why}", err=True)
+        typer.echo(f"       {outcome.cure}", err=True)
+    elif outcome.generation:
+        _line("generation", f"{outcome.generation}, after {outcome.seconds:.1f} s")
+
+
+def trial(
+    profile: Annotated[str, typer.Argument(metavar="[NAME]", help="One directory; all of them without it.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Try every server step by step: DNS, TCP, TLS, login, search; name the cause of a failure, and its cure.
+
+    Changes nothing. Exit code 1 when any server fails.
+    """
+    loaded = load(config, os.environ)
+    chosen = [one for one in loaded.directory.ldap if profile in {"", one.name}]
+    if not chosen:
+        raise CommandFailed(_none(loaded, profile))
+    try:
+        passwords = read_passwords(loaded, os.environ)
+    except SnapshotError as error:
+        raise CommandFailed(str(error)) from None
+    looks = [look(loaded, one, server, passwords[one.name]) for one in chosen for server in one.targets()]
+    if as_json:
+        typer.echo(json.dumps([_plain(one) for one in looks], indent=2))
+    else:
+        for one in looks:
+            typer.echo(f"{one.profile}: {one.server}")
+            for step, found in one.steps:
+                typer.echo(f"  {step:7} ok      {found}")
+            if one.failure is not None:
+                typer.echo(f"  {one.failed_step:7} FAILED  {one.failure.what}")
+                typer.echo(f"          cause   {one.failure.reason}")
+                typer.echo(f"          cure    {one.failure.cure}")
+    if any(one.failure is not None for one in looks):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _none(loaded: Config, profile: str) -> str:
+    names = ", ".join(one.name for one in loaded.directory.ldap)
+    if profile and names:
+        return f"there is no directory named {profile}; there are: {names}"
+    return "no directory is configured; add a [[directory.ldap]] table"
+
+
+def _plain(one: Look) -> dict[str, Any]:
+    failure = one.failure
+    said = None if failure is None else {"reason": failure.reason, "what": failure.what, "cure": failure.cure}
+    steps = [{"step": step, "found": found} for step, found in one.steps]
+    return {"directory": one.profile, "server": one.server, "steps": steps, "failed": one.failed_step, "failure": said}
+
+
+def history(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """List the generations that relay directory rollback can go back to, newest first."""
+    loaded = load(config, os.environ)
+    found = [
+        {"generation": h.generation, "created": h.created, "recipients": h.recipients, "restricted": h.restricted}
+        for _, h in kept.generations(loaded.snapshot_path)
+    ]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        typer.echo("none yet: a generation is kept when another one that differs takes its place")
+    for one in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created"]))
+        _line(str(one["generation"]), f"{when}  {one['recipients']} recipients, {one['restricted']} restricted")
+
+
+def rollback(
+    generation: Annotated[int | None, typer.Argument(help="One that relay directory history lists.")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Put an earlier generation back in place, the newest one kept unless told otherwise.
+
+    Scheduled readings then wait, or they would undo it; relay directory sync ends the waiting.
+    """
+    loaded = load(config, os.environ)
+    now = time.time()
+    try:
+        with only_build(loaded) as place:
+            was, snapshot = kept.go_back(place, generation, now, loaded.directory.history)
+            path = state_path(place.path)
+            held = f"rolled back to generation {was}; relay directory sync goes on"
+            write_state(path, replace(read_state(path), held=held), place.owner, place.group)
+    except (SnapshotError, OSError) as error:
+        raise CommandFailed(str(error)) from None
+    _line("generation", f"{snapshot.generation} says what {was} said: {snapshot.recipients} recipients")
+    if loaded.directory.ldap:
+        _line("", "scheduled readings wait until relay directory sync")
+
+
+def audit(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """List directories that are asked in clear, unverified or as nobody. Exit code 1 when there is any (row D11)."""
+    loaded = load(config, os.environ)
+    found = list(weaknesses(loaded))
+    if as_json:
+        typer.echo(json.dumps([{"directory": name, "server": server, "what": what} for name, server, what in found]))
+    else:
+        for name, server, what in found:
+            typer.echo(f"{name}: {server}: {what}")
+        if not found:
+            typer.echo(f"{len(loaded.directory.ldap)} directories, all of them verified")
+    if found:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def weaknesses(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Directory, server, and what is wrong with how it is asked."""
+    for profile in config.directory.ldap:
+        for server in profile.targets():
+            if profile.insecure and not server.ldaps:
+                yield (
+                    profile.name,
+                    server.url,
+                    "in clear: password and addresses can be read on the way (insecure = true)",
+                )
+            elif not profile.verify:
+                yield (
+                    profile.name,
+                    server.url,
+                    "any certificate is taken: anyone on the way can pose as it (verify = false)",
+                )
+        if not profile.bind and profile.preset in {"active-directory", "exchange"}:
+            yield profile.name, profile.servers[0], "asked as nobody: Active Directory answers only who logs in (bind)"
+
+
+def remembered(config: Config, now: float) -> dict[str, Any]:
+    """What ``relay directory status`` says about readings."""
+    state = read_state(state_path(config.snapshot_path))
+    try:
+        age: float | None = now - inspect(config.snapshot_path).created
+    except SnapshotError:
+        age = None
+    return {
+        "last_success": state.succeeded,
+        "last_attempt": state.tried,
+        "since_success_s": round(now - state.succeeded, 3) if state.succeeded else None,
+        "stale": age is None or age > config.directory.max_age_s,
+        "reason": state.reason,
+        "why": state.why,
+        "cure": state.cure,
+        "held": state.held,
+        "refused": state.refused,
+        "failures": state.failures,
+        "profiles": state.profiles,
+    }
+
+
+def remembered_lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The same for people."""
+    for name, reading in found["profiles"].items():
+        expires = reading.get("certificate_expires")
+        days = f", its certificate ends in {(expires - time.time()) / 86400:.0f} days" if expires else ""
+        yield "directory", f"{name}: {reading['entries']} entries from {reading['server']}{days}"
+    since = found["since_success_s"]
+    yield "last read", "never" if since is None else f"{since:.0f} s ago"
+    if found["reason"]:
+        yield "not taken", f"{found['reason']}: {found['why']}"
+        yield "", found["cure"]
+    if found["held"]:
+        yield "held", found["held"]
+    if found["stale"]:
+        yield "stale", "yes: unknown recipients get 451 (directory.stale)"
+
+
+def _line(name: str, text: str) -> None:
+    typer.echo(f"{name:{_WIDTH}}{text}")

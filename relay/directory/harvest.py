@@ -1,0 +1,191 @@
+"""Owns: what directory entries say about addresses: values to addresses, restrictions, limits, who is left out and why.
+
+Pure but for the tally it counts into. Must not ask the directory, nor take an address that its profile has no business with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from relay.config.ldap import LdapProfile
+from relay.directory.presets import EXCHANGE_OWN, Plan
+from relay.directory.snapshot import ACCEPT, EXACT, NEEDS_AUTH, RESTRICTED, Entry, exact_key
+from relay.directory.sources import Collection, Ours, Skip, Tally
+from relay.mail.address import AddressFault, domain_of, parse_mailbox, unquoted
+from relay.mail.reply import OperatorText, operator_text
+
+_PREFIX: Final = re.compile(r"([A-Za-z][A-Za-z0-9-]*):")
+_LIST: Final = re.compile(r"[,;]\s*")
+_DISABLED: Final = 2  # userAccountControl, ADS_UF_ACCOUNTDISABLE
+_USER_MAILBOX: Final = {"", "1", "2", "8", "128", "2147483648", "8589934592"}
+"""msExchRecipientTypeDetails of persons: user, linked, legacy, mail user, remote user mailbox; absent: no Exchange. All
+others (4 shared, 16 room, 32 equipment, …) belong to nobody, and their accounts are disabled by design."""
+
+_ESCAPED: Final = re.compile(rb"\\([0-9A-Fa-f]{2})")
+_SPACED: Final = re.compile(r"\s*([,+=])\s*")
+_SPECIAL: Final = b',+"\\<>;='
+
+SYSTEM: Final = "one of Exchange's own mailboxes"
+OUTSIDE: Final = "not a member of the chosen groups"
+DISABLED: Final = "account of a person, disabled"
+KIND: Final = "of a kind that was not chosen"
+
+
+def dn_key(dn: str) -> str:
+    """A name to compare by: member values and entries spell case, spaces and escapes differently (RFC 4514 §2.4)."""
+    if "\\" in dn:
+        raw = _ESCAPED.sub(
+            lambda at: b"\\" + c if (c := bytes((int(at[1], 16),))) in _SPECIAL else c, dn.encode("utf-8", "replace")
+        )
+        dn = raw.decode("utf-8", "replace")
+    return _SPACED.sub(r"\1", dn).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Who belongs to chosen groups: names of entries, user names, and the numbers of groups as primary ones."""
+
+    names: frozenset[str]
+    users: frozenset[str] = frozenset()
+    primary: frozenset[str] = frozenset()
+
+    def has(self, dn: str, attributes: Mapping[str, list[bytes]], user_name: str) -> bool:
+        """Whether the entry belongs to them."""
+        if dn_key(dn) in self.names:
+            return True
+        if self.users and not self.users.isdisjoint(_text(value).lower() for value in attributes.get(user_name, ())):
+            return True
+        return bool(self.primary) and _first(attributes, "primarygroupid") in self.primary
+
+
+class Harvest:
+    """One profile's entries on their way into a collection. ``used`` counts the addresses that were taken."""
+
+    def __init__(
+        self,
+        profile: LdapProfile,
+        plan: Plan,
+        ours: Ours,
+        collection: Collection,
+        tally: Tally,
+        members: Members | None = None,
+        restricted: Members | None = None,
+    ) -> None:
+        self._profile = profile
+        self._plan = plan
+        self._ours = ours.verified & frozenset(profile.domains) if profile.domains else ours.verified
+        self._sensitive = ours.sensitive
+        self._collection = collection
+        self._tally = tally
+        self._members = members
+        self._restricted = restricted
+        self._text = operator_text(profile.restriction_text)
+        self._kinds = None if profile.kinds is None else frozenset(profile.kinds)
+        self._values = frozenset(value.lower() for value in profile.restriction_values)
+        self.used = 0
+        self.entries = 0
+
+    def add(self, dn: str, attributes: Mapping[str, list[bytes]]) -> None:
+        """Take what one entry says."""
+        self.entries += 1
+        entry = self._entry(dn, attributes)
+        for address in self._addresses(attributes):
+            self._add(address, entry)
+
+    def _entry(self, dn: str, attributes: Mapping[str, list[bytes]]) -> Entry:
+        """What all addresses of the entry have in common: whoever may not send by one may not by another (row S2)."""
+        plan = self._plan
+        left_out = self._left_out(dn, attributes)
+        if left_out:
+            self._tally.skip(left_out)
+        flags = 0 if left_out else ACCEPT
+        text = self._restriction(dn, attributes)
+        if text is not None:
+            flags |= RESTRICTED
+        limit = 0
+        if plan.is_ad:
+            if _first(attributes, plan.needs_auth).upper() == "TRUE":
+                flags |= NEEDS_AUTH
+            kilobytes = _first(attributes, plan.size_limit_kb)
+            # Exchange counts KB. 0 and what is no number are no limit.
+            limit = int(kilobytes) * 1024 if kilobytes.isdecimal() and len(kilobytes) < 10 else 0
+        return Entry(flags, text or OperatorText(""), size_limit=limit)
+
+    def _left_out(self, dn: str, attributes: Mapping[str, list[bytes]]) -> str:
+        if self._members is not None and not self._members.has(dn, attributes, self._plan.user_name):
+            return OUTSIDE
+        if not self._plan.is_ad:
+            return ""
+        if not self._profile.system_mailboxes and dn.lower().removeprefix("cn=").startswith(EXCHANGE_OWN):
+            return SYSTEM
+        kind = _first(attributes, "msexchrecipienttypedetails")
+        classes = {value.lower() for value in attributes.get("objectclass", ())}
+        if b"computer" in classes:
+            return KIND
+        if b"user" not in classes and classes:
+            return ""
+        shared = kind not in _USER_MAILBOX
+        if self._kinds is not None and ("shared" if shared else "users") not in self._kinds:
+            return KIND
+        control = _first(attributes, "useraccountcontrol")
+        if not self._profile.disabled_users and not shared and control.isdecimal() and int(control) & _DISABLED:
+            return DISABLED
+        return ""
+
+    def _restriction(self, dn: str, attributes: Mapping[str, list[bytes]]) -> OperatorText | None:
+        if self._restricted is not None and self._restricted.has(dn, attributes, self._plan.user_name):
+            return self._text
+        for raw in attributes.get(self._plan.restriction, ()):
+            value = _text(raw).strip()
+            if self._values:
+                if value.lower() in self._values:
+                    return self._text
+            elif value.upper() not in {"FALSE", ""}:
+                return self._text if value.upper() == "TRUE" else operator_text(value)
+        return None
+
+    def _addresses(self, attributes: Mapping[str, list[bytes]]) -> Iterator[str]:
+        for name in self._plan.addresses:
+            for raw in attributes.get(name, ()):
+                try:
+                    value = raw.decode("utf-8").strip()
+                except UnicodeDecodeError:
+                    self._tally.skip(Skip.ENCODING)
+                    continue
+                prefix = _PREFIX.match(value)
+                if prefix is None:
+                    yield from (_LIST.split(value) if "," in value or ";" in value else (value,))
+                elif prefix[1].lower() == "smtp":
+                    yield value[prefix.end() :].strip()
+                else:
+                    self._tally.skip(Skip.OTHER_KIND)
+
+    def _add(self, address: str, entry: Entry) -> None:
+        mailbox = parse_mailbox(address)
+        if isinstance(mailbox, AddressFault) or "@" not in mailbox:
+            self._tally.skip(Skip.SYNTAX)
+            return
+        if entry.flags & ACCEPT and domain_of(mailbox) not in self._ours:
+            if not entry.flags & RESTRICTED:
+                self._tally.skip(Skip.FOREIGN)
+                return
+            entry = replace(entry, flags=entry.flags & ~ACCEPT)
+        if not entry.flags & (ACCEPT | RESTRICTED):
+            return
+        mailbox = unquoted(mailbox)
+        self._collection.add(mailbox, entry)
+        if self._sensitive and entry.flags & ACCEPT and domain_of(mailbox) in self._sensitive:
+            self._collection.add(exact_key(mailbox), Entry(EXACT))
+        self.used += 1
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _first(attributes: Mapping[str, list[bytes]], name: str) -> str:
+    values = attributes.get(name) if name else None
+    return values[0].decode("ascii", "replace").strip() if values else ""

@@ -1,0 +1,193 @@
+"""Owns: one synchronisation: read every source and directory, compare, put in place or refuse, remember how it went.
+
+The same function serves the schedule and the commands. Must run where it may be killed at any moment: a snapshot is put in
+place by one rename (``directory.build``). Only a whole, successful reading ever replaces a snapshot (rows R5, R6).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from relay.config.schema import Config
+from relay.directory import history
+from relay.directory.build import Place, day_of, only_build, origin, replace
+from relay.directory.failure import CURES, LdapFailure, Reason
+from relay.directory.guard import Difference, Refused, counts, difference, judge
+from relay.directory.layout import SnapshotError
+from relay.directory.reading import Progress, Reading, read_profile
+from relay.directory.snapshot import Snapshot
+from relay.directory.sources import Collection, Tally, gather
+from relay.directory.state import read_state, state_path, write_state
+
+
+class Purpose(Enum):
+    """What becomes of a reading."""
+
+    SCHEDULED = "scheduled"
+    """In place, unless readings are held."""
+    ASKED = "asked"
+    """In place."""
+    ACCEPT = "accept"
+    """In place, with the losses that the last reading was refused for."""
+    DRY_RUN = "dry-run"
+    """Compared, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it went. ``reason`` is empty when the reading was good; ``generation`` is 0 when nothing was put in place."""
+
+    reason: str
+    why: str
+    cure: str
+    generation: int
+    seconds: float
+    counts: dict[str, int]
+    skipped: dict[str, int]
+    examples: tuple[str, ...]
+    readings: tuple[dict[str, Any], ...]
+    difference: dict[str, Any]
+    unchanged: bool = False
+    held: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def synchronise(
+    config: Config,
+    passwords: Mapping[str, str],
+    purpose: Purpose,
+    now: float,
+    progress: Progress,
+    key: bytes = b"",
+) -> Outcome:
+    """Do it; what is wrong is in the outcome. ``now``: seconds since 1970. Never raises for what can be expected."""
+    began = time.monotonic()
+    readings: list[Reading] = []
+    found, refused = Difference(), None
+    collection, tally = Collection(), Tally()
+    generation = 0
+    try:
+        with only_build(config, key) as place:
+            path = state_path(place.path)
+            state = read_state(path)
+            if purpose is Purpose.SCHEDULED and state.held:
+                return _waiting(began, state.held)
+            try:
+                collection = _read(config, passwords, tally, readings, progress, now)
+                old = _in_place(place)
+                found = difference(old, collection)
+                directory = config.directory
+                refused = judge(
+                    found, collection, directory.canaries, directory.restricted_canaries,
+                    directory.shrink, directory.shrink_floor, state.refused if purpose is Purpose.ACCEPT else None,
+                )  # fmt: skip
+                if refused is not None:
+                    raise _Refusal(refused)
+                if purpose is not Purpose.DRY_RUN:
+                    generation = _put(config, place, collection, tally, found, old, now)
+                    profiles = {reading.profile: asdict(reading) for reading in readings}
+                    state = state.taken(now, time.monotonic() - began, profiles)
+                    write_state(path, state, place.owner, place.group)
+            except (LdapFailure, SnapshotError, _Refusal) as error:
+                reason, why, cure = _told(error)
+                if purpose is not Purpose.DRY_RUN:
+                    kept = refused.plain() if refused is not None else {}
+                    state = state.failed(now, reason, why, cure, kept)
+                    write_state(path, state, place.owner, place.group)
+                raise
+    except (LdapFailure, SnapshotError, _Refusal) as error:
+        reason, why, cure = _told(error)
+    else:
+        reason = why = cure = ""
+    return Outcome(
+        reason, why, cure, generation, time.monotonic() - began, counts(collection), dict(tally.skipped),
+        tuple(tally.examples), tuple(asdict(reading) for reading in readings), asdict(found),
+        unchanged=found.none,
+    )  # fmt: skip
+
+
+class _Refusal(Exception):
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(f"{refused}; the snapshot stays as it is")
+        self.refused = refused
+
+
+def _waiting(began: float, held: str) -> Outcome:
+    return Outcome("", "", "", 0, time.monotonic() - began, {}, {}, (), (), {}, unchanged=True, held=held)
+
+
+def _told(error: LdapFailure | SnapshotError | _Refusal) -> tuple[str, str, str]:
+    match error:
+        case LdapFailure():
+            return error.reason, str(error), error.cure
+        case _Refusal():
+            return error.refused.reason, str(error), CURES[error.refused.reason]
+        case _:
+            return Reason.SOURCES, str(error), CURES[Reason.SOURCES]
+
+
+def _read(
+    config: Config,
+    passwords: Mapping[str, str],
+    tally: Tally,
+    readings: list[Reading],
+    progress: Progress,
+    now: float,
+) -> Collection:
+    """The files, whose overrides come over everything, then all directories. Raises LdapFailure and SnapshotError."""
+    whole, left_out = gather(config, day_of(now))
+    tally.skipped.update(left_out.skipped)
+    tally.examples += left_out.examples
+    for profile in config.directory.ldap:
+        one, reading = read_profile(config, profile, passwords[profile.name], tally, progress)
+        readings.append(reading)
+        if whole.addresses:
+            whole.merge(one)
+        else:
+            whole = one
+    return whole
+
+
+def _in_place(place: Place) -> Snapshot | None:
+    """The snapshot to compare with; none when it cannot be read, which a good reading mends."""
+    try:
+        return Snapshot.open(place.path, place.known_key())
+    except SnapshotError:
+        return None
+
+
+def _put(
+    config: Config,
+    place: Place,
+    collection: Collection,
+    tally: Tally,
+    found: Difference,
+    old: Snapshot | None,
+    now: float,
+) -> int:
+    said = origin(config)
+    said["directories"] = [profile.name for profile in config.directory.ldap]
+    said["counts"] = counts(collection)
+    unchanged = old is not None and found.none
+    if old is not None and not unchanged:
+        history.keep(place, old.generation, config.directory.history)
+    return replace(place, collection, tally, now, said, unchanged=unchanged).snapshot.generation
+
+
+def failed(config: Config, now: float, reason: Reason, why: str) -> Outcome:
+    """Remember a reading that ended without a word: it was killed at its deadline, or crashed. Never raises."""
+    cure = CURES[reason]
+    path = state_path(config.snapshot_path)
+    with suppress(OSError):
+        status = os.stat(config.snapshot_path.parent)
+        write_state(path, read_state(path).failed(now, reason, why, cure, {}), -1, status.st_gid)
+    return Outcome(reason, why, cure, 0, 0.0, {}, {}, (), (), {})

@@ -1,0 +1,164 @@
+"""Owns: a proxy that knows LDAP messages and breaks them on purpose: at which answer, and how, is the test's choice."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from tests.bed.ports import free_port
+
+BIND, ENTRY, DONE, EXTENDED = 0x61, 0x64, 0x65, 0x78
+
+
+class Break(Exception):
+    """End the connection: by RST, or by an orderly close; or keep it open and say nothing more."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+Act = Callable[[bytes, int, int], bytes]
+"""From an answer of the server, its operation, and how many of that operation came before on this connection, to what the
+client gets. May raise Break."""
+
+
+def tlv(tag: int, content: bytes) -> bytes:
+    """One BER element."""
+    size = len(content)
+    length = bytes((size,)) if size < 128 else bytes((0x84,)) + size.to_bytes(4, "big")
+    return bytes((tag,)) + length + content
+
+
+def split(data: bytes) -> tuple[bytes, bytes]:
+    """The first message and the rest; an empty message while it is not whole."""
+    if len(data) < 2:
+        return b"", data
+    length, start = data[1], 2
+    if length & 0x80:
+        start = 2 + (length & 0x7F)
+        if len(data) < start:
+            return b"", data
+        length = int.from_bytes(data[2:start], "big")
+    end = start + length
+    return (data[:end], data[end:]) if len(data) >= end else (b"", data)
+
+
+def inside(message: bytes) -> tuple[bytes, int]:
+    """Message number element and tag of the operation."""
+    start = 2 + (message[1] & 0x7F if message[1] & 0x80 else 0)
+    end = start + 2 + message[start + 1]
+    return message[start:end], message[end]
+
+
+def answer(message: bytes, operation: int, code: int, text: str = "", controls: bytes = b"") -> bytes:
+    """Another result under the same number."""
+    number, _ = inside(message)
+    result = tlv(0x0A, bytes((code,))) + tlv(4, b"") + tlv(4, text.encode())
+    return tlv(0x30, number + tlv(operation, result) + controls)
+
+
+class FaultProxy:
+    """Sits on a port of its own in front of ``target``; ``act`` may be changed at any time for new connections."""
+
+    def __init__(self, target: int) -> None:
+        self.port: Final = free_port()
+        self.act: Act | None = None
+        self.greeting: Callable[[socket.socket], None] | None = None
+        """Done to each new connection instead of everything else."""
+        self.connections = 0
+        self._target = target
+        self._server = socket.create_server(("127.0.0.1", self.port))
+        self._closed = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """For a profile with ``insecure = true``."""
+        return f"ldap://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        """No new connections."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            if self.greeting is not None:
+                self.greeting(client)
+                return
+            with socket.create_connection(("127.0.0.1", self._target)) as server:
+                threading.Thread(target=_copy, args=(client, server), daemon=True).start()
+                try:
+                    self._answers(server, client, self.act)
+                except Break as broken:
+                    _end(client, broken.how)
+
+    @staticmethod
+    def _answers(server: socket.socket, client: socket.socket, act: Act | None) -> None:
+        seen: dict[int, int] = {}
+        rest = b""
+        while more := server.recv(65536):
+            if act is None:
+                client.sendall(more)
+                continue
+            rest += more
+            while True:
+                message, rest = split(rest)
+                if not message:
+                    break
+                operation = inside(message)[1]
+                before = seen.get(operation, 0)
+                seen[operation] = before + 1
+                client.sendall(act(message, operation, before))
+
+
+def _copy(client: socket.socket, server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while more := client.recv(65536):
+            server.sendall(more)
+    with contextlib.suppress(OSError):
+        server.shutdown(socket.SHUT_WR)
+
+
+def _end(client: socket.socket, how: str) -> None:
+    match how:
+        case "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.shutdown(socket.SHUT_RD)  # wakes the thread that reads, or the socket would stay open
+        case "close":
+            client.shutdown(socket.SHUT_RDWR)
+        case "hang":
+            silent(client)
+
+
+def silent(client: socket.socket) -> None:
+    """Hold the connection and say nothing until the other side gives up."""
+    client.settimeout(30)
+    with contextlib.suppress(OSError):
+        while client.recv(65536):
+            pass
+
+
+def trickle(client: socket.socket) -> None:
+    """An octet now and then: every time-out from octet to octet begins anew."""
+    with contextlib.suppress(OSError):
+        for octet in b"\x30\x84\x00\x00\xff\xff" + b"\x02" * 200:
+            client.sendall(bytes((octet,)))
+            time.sleep(0.1)
