@@ -22,11 +22,11 @@ from relay.inbound.receiver import Receiver
 from relay.inbound.transaction import Transaction
 from relay.inbound.wire import NO_TEXT, Wire
 from relay.mail import reply
-from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, is_relay_form, parse_path
+from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, is_relay_form, parse_path, unquoted
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN, RecipientTerms
-from relay.mail.trace import Origin, helo_text, origin, received
+from relay.mail.trace import Origin, helo_text, literal, origin, received
 from relay.policy.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Session(Wire):
                     return
                 said = given
             mailbox = path
-            if "@" not in mailbox:  # RFC 5321 §4.5.1
+            if "@" not in mailbox or self._is_postmaster_here(mailbox):  # RFC 5321 §4.5.1
                 mailbox = self.listener.rules.postmaster or mailbox
             relay_form = is_relay_form(mailbox)
         verdict = transaction.judge_recipient(mailbox, relay_form)
@@ -200,6 +200,14 @@ class Session(Wire):
             transaction.say_of_next(said)
         transaction.recipients.append(verdict.instead or mailbox)
         self.say(reply.OK_RCPT)
+
+    def _is_postmaster_here(self, mailbox: Mailbox) -> bool:
+        """Postmaster at the address that the client connected to: who knows no name of ours writes that."""
+        domain = mailbox.rpartition("@")[2]
+        if domain[:1] != "[" or unquoted(mailbox).rpartition("@")[0].lower() != "postmaster":
+            return False
+        here = self.transport.get_extra_info("sockname")
+        return bool(here) and domain.lower() == literal(str(here[0])).lower()
 
     def _reject(self, verdict: Verdict, stage: str, named: Mailbox, sender: Mailbox, recipient: Mailbox | None) -> None:
         """Say, log and count a refusal. The line is made once: a dictionary attack is many of them."""

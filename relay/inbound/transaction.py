@@ -41,6 +41,8 @@ class Rules:
     recipients: int
     postmaster: Mailbox | None
     """Where mail to ``postmaster`` without a domain goes: postmaster at the first own domain."""
+    hostname: str
+    """Mail to postmaster at the relay's own name goes the same way (RFC 5321 §4.5.1)."""
     routes: RouteTable | None
     """Asked only when some route refuses mail."""
 
@@ -57,6 +59,7 @@ class Rules:
             HeaderRules(config),
             config.limits.recipients,
             Mailbox(f"postmaster@{first}") if first else None,
+            config.server.hostname.lower(),
             routes if routes.refuses else None,
         )
 
@@ -184,6 +187,11 @@ class Transaction:
         routes = self._rules.routes
         refused = None if routes is None else refusal(routes.find(mailbox))
         if rule is None:
+            ours = self._rules.postmaster
+            if ours and local.lower() == "postmaster" and domain.lower() == self._rules.hostname:
+                note(f"postmaster of this host is {ours}")
+                facts = self.facts(ours, relay_form, note)
+                return facts._replace(instead=facts.instead or ours)
             return RecipientFacts("", None, relay_form, self.trusted, False, unknown, refused)  # noqa: FBT003
         snapshot = self._directory.snapshot
         if rule.plain and (snapshot is None or not snapshot.ruled):

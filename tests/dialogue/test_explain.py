@@ -12,6 +12,7 @@ import pytest
 from relay.cli.explain import play
 from relay.config.load import load
 from tests.bed.wire import letter
+from tests.dialogue.matrix import VERDICTS
 from tests.dialogue.sites import TRUSTED, Site, Sites
 
 _numbers = itertools.count(1)
@@ -49,6 +50,7 @@ SENDERS = (
 )  # fmt: skip
 
 CASES = [
+    *(Case(one.site, one.to, one.sender, one.client, one.listener, one.tls, one.size) for one in VERDICTS),
     *(Case("usual", (one,)) for one in RECIPIENTS),
     *(Case("usual", (one,), client=TRUSTED) for one in (INSIDE, "nobody@example.com", OUTSIDE, "a%b@elsewhere.example", "postmaster")),
     *(Case("usual", (INSIDE,), sender=one) for one in SENDERS),
