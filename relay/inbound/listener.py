@@ -95,7 +95,8 @@ class Listener:
 
     def _ehlos(self, size: int) -> tuple[bytes, bytes]:
         """Without and in TLS."""
-        offers = ["PIPELINING", f"SIZE {size}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN"]
+        offers = ["PIPELINING", f"SIZE {size}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN", "CHUNKING"]
+        offers.append(f"LIMITS RCPTMAX={self.rules.recipients}")  # RFC 9422; there is no MAILMAX to tell
         return self._ehlo([*offers, "STARTTLS"] if self.tls is not None else offers), self._ehlo(offers)
 
     def _ehlo(self, offers: list[str]) -> bytes:

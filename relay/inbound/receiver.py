@@ -133,6 +133,16 @@ class Receiver:
         self._carry = buffer[cut:]
         return -1
 
+    def end(self) -> None:
+        """The message ends here, by count and not by a dot (RFC 3030). What goes on ends in CR LF all the same."""
+        rest = self._carry if self._started else self._carry[2:]
+        self._carry = b""
+        self._started = True
+        if rest:
+            self._take(rest)
+        if self._out_tail[-2:] != b"\r\n":
+            self._take(b"\r\n")
+
     def finish(self) -> Content | Kind:
         """The whole message, trace header in front, or why it is refused (then nothing is held any more)."""
         if self._header is not None:

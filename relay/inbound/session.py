@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from relay.config.schema import Mode
+from relay.inbound.chunks import Assembly, Chunk, announced
 from relay.inbound.parameters import (
     MAIL_PREFIX,
     PLAIN_MAIL,
@@ -51,18 +52,26 @@ class Session(Wire):
         self.protocol = "SMTP"
         self._origin = Origin("")
         self._transaction: Transaction | None = None
+        self._assembly: Assembly | None = None
         self._queue_id = QueueId("")
         self._final_dot = 0.0
 
     @property
     def idle(self) -> bool:
         """True when no transaction is open."""
-        return self._transaction is None
+        return self._transaction is None and self._assembly is None
 
     def forget(self) -> None:
         """Everything said in the clear is void."""
         self.helo = ""
+        self._drop()
+
+    def _drop(self) -> None:
+        """The transaction is over without a message."""
         self._transaction = None
+        if self._assembly is not None:
+            self._assembly.receiver.discard()
+            self._assembly = None
 
     # --- commands ------------------------------------------------------------------------------------------------------
 
@@ -90,7 +99,7 @@ class Session(Wire):
         self.helo = helo_text(argument.decode("ascii"))
         self._origin = origin(self.helo, "", self.address)
         self.protocol = protocol
-        self._transaction = None  # RFC 5321 §4.1.4: EHLO acts like RSET
+        self._drop()  # RFC 5321 §4.1.4: EHLO acts like RSET
         return True
 
     def _ehlo(self, argument: bytes) -> None:
@@ -111,7 +120,7 @@ class Session(Wire):
         if not self.helo:
             self.say(reply.NEED_HELO)
             return
-        if self._transaction is not None:
+        if self._transaction is not None or self._assembly is not None:
             self.say(reply.NESTED_MAIL)
             return
         if listener.require_tls and not self.tls:
@@ -242,15 +251,62 @@ class Session(Wire):
         elif not transaction.recipients:
             self.say(reply.NO_VALID_RCPT if transaction.asked else reply.NEED_RCPT)
         else:
-            listener = self.listener
-            self._queue_id = listener.next_id()
-            only = transaction.recipients[0] if len(transaction.recipients) == 1 else None
-            trace = received(self._origin, listener.hostname, self.protocol, self._queue_id, only, listener.date())
-            self.receiver = Receiver(listener.receive, trace, transaction.trusted, listener.dispatch.open_body)
+            self.receiver = self._begin_message(transaction)
             self.say(reply.START_DATA)
 
-    def message_complete(self, receiver: Receiver) -> None:
-        """The final dot was read."""
+    def _begin_message(self, transaction: Transaction) -> Receiver:
+        listener = self.listener
+        self._queue_id = listener.next_id()
+        only = transaction.recipients[0] if len(transaction.recipients) == 1 else None
+        trace = received(self._origin, listener.hostname, self.protocol, self._queue_id, only, listener.date())
+        return Receiver(listener.receive, trace, transaction.trusted, listener.dispatch.open_body)
+
+    # --- in chunks (RFC 3030) ------------------------------------------------------------------------------------------
+
+    def _bdat(self, argument: bytes) -> None:
+        """A chunk follows. It is read whatever becomes of it: its octets are no commands."""
+        said = announced(argument)
+        if said is None:
+            self.say(reply.BAD_CHUNK)
+            self.end(reply.OUT_OF_STEP)
+            return
+        assembly, transaction = self._assembly, self._transaction
+        refusal: Kind | None = None
+        if assembly is None:
+            if transaction is None:
+                refusal = reply.NEED_MAIL if self.helo else reply.NEED_HELO
+            elif not transaction.recipients:
+                refusal = reply.NO_VALID_RCPT if transaction.asked else reply.NEED_RCPT
+            else:
+                # From here on the transaction is the assembly's: RCPT and DATA find none (RFC 3030 §2, §3).
+                assembly = self._assembly = Assembly(transaction, self._begin_message(transaction))
+                self._transaction = None
+        chunk = Chunk(said.size, said.last, assembly, refusal)
+        if said.size:
+            self.receiver = chunk
+        else:
+            self._chunk_complete(chunk)
+
+    def _chunk_complete(self, chunk: Chunk) -> None:
+        """The last octet of a chunk was read."""
+        self.receiver = None
+        assembly = chunk.assembly
+        if assembly is None:
+            assert chunk.refusal is not None
+            self.say(chunk.refusal)
+        elif chunk.last or assembly.receiver.refusal is not None:
+            # A failed message is over with the chunk that it fails in; later ones find no transaction.
+            self._assembly, self._transaction = None, assembly.transaction
+            assembly.receiver.end()
+            self.message_complete(assembly.receiver)
+        else:
+            self.say(reply.OK_CHUNK, text=OperatorText(str(chunk.size)))
+
+    def message_complete(self, receiver: Receiver | Chunk) -> None:
+        """The final dot was read, or the last octet of a chunk."""
+        if isinstance(receiver, Chunk):
+            self._chunk_complete(receiver)
+            return
         self.receiver = None
         listener, transaction = self.listener, self._transaction
         assert transaction is not None
@@ -309,7 +365,7 @@ class Session(Wire):
         if argument:
             self.say(reply.BAD_ARGUMENTS)
             return
-        self._transaction = None
+        self._drop()
         self.say(reply.OK_RSET)
 
     def _noop(self, argument: bytes) -> None:
@@ -346,6 +402,7 @@ class Session(Wire):
     _COMMANDS: Final[dict[bytes, Callable[[Session, bytes], None]]] = {
         b"EHLO": _ehlo,
         b"HELO": _helo,
+        b"BDAT": _bdat,
         b"RSET": _rset,
         b"NOOP": _noop,
         b"QUIT": _quit,

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiosmtpd.smtp import SMTP
 
 from relay.hub.frames import Verdict as Room
+from relay.inbound.chunks import Chunk
 from relay.inbound.receiver import Receiver
 from relay.mail import reply
 from relay.mail.address import NULL_SENDER, Mailbox
@@ -66,7 +67,7 @@ class Wire(SMTP):
         self.tls = ""
         self.trusted = False
         self.deadline = float("inf")
-        self.receiver: Receiver | None = None
+        self.receiver: Receiver | Chunk | None = None
         self.busy = True
         self.closed = False
         self.commands = 0
@@ -90,12 +91,12 @@ class Wire(SMTP):
         """One command line, CR LF taken off."""
 
     @abstractmethod
-    def message_complete(self, receiver: Receiver) -> None:
-        """The final dot was read."""
+    def message_complete(self, receiver: Receiver | Chunk) -> None:
+        """The final dot was read, or the last octet of a chunk."""
 
     @abstractmethod
     def forget(self) -> None:
-        """TLS begins: nothing that was said before counts (RFC 3207 §4.2)."""
+        """TLS begins: nothing that was said before counts (RFC 3207 §4.2). Or the session is over: let go of everything."""
 
     @property
     @abstractmethod
@@ -156,6 +157,7 @@ class Wire(SMTP):
         if self.receiver is not None:
             self.receiver.discard()
             self.receiver = None
+        self.forget()
         listener = self.listener
         listener.sessions.discard(self)
         if self._admitted:
@@ -267,6 +269,8 @@ class Wire(SMTP):
                     self.commands += 1
                     if data[end - 2 : end - 1] != b"\r" or data.find(b"\r", position, end - 2) >= 0:
                         self.say(reply.BARE_NEWLINE)  # RFC 5321 §2.3.8
+                        if data[position : position + 5].upper() == b"BDAT ":  # octets follow: how many was not heard
+                            self.end(reply.OUT_OF_STEP)
                     else:
                         self.command(data[position : end - 2])
                 position = end
