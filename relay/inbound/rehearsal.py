@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -286,6 +287,9 @@ class _Dispatch:
 
 class _Uncounted:
     """Metrics that count nothing, whatever is to be counted."""
+
+    def __init__(self) -> None:
+        self.replies: Counter[Kind] = Counter()  # bumped directly
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
