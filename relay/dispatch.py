@@ -27,13 +27,13 @@ from typing import Any, Final
 from relay.config.schema import Config
 from relay.mail import reply
 from relay.mail.address import Mailbox, domain_of
-from relay.mail.answer import Answer, Stage
+from relay.mail.answer import Answer
 from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN
 from relay.outbound.lane import Lane
-from relay.outbound.lanes import Lanes
+from relay.outbound.lanes import SESSION_STAGES, Lanes
 from relay.outbound.results import Judged, Results, boot_clock, everybody_served, first_tries, owes_report
 from relay.outbound.runner import Delivery, Runner
 from relay.policy.outcome import client_reply
@@ -44,9 +44,6 @@ from relay.telemetry.metrics import Metrics
 
 Answerer = Callable[[Kind, OperatorText | QueueId], None]
 """How a session is told what to say. Called exactly once."""
-
-_SESSION_STAGES: Final = frozenset({Stage.CONNECT, Stage.BANNER, Stage.EHLO, Stage.STARTTLS, Stage.AUTH})
-
 
 NO_TEXT: Final = OperatorText("")
 
@@ -124,7 +121,7 @@ class ExpressAttempt:
     def done(self, answers: list[Answer], next_hop: str) -> None:
         """The lane's result."""
         others = self._others
-        while others and answers[0].stage in _SESSION_STAGES:
+        while others and answers[0].stage in SESSION_STAGES:
             lane = others.pop(0)
             if lane.up:
                 self._lane = lane
@@ -160,7 +157,9 @@ class ExpressAttempt:
             self.content.close()
             self._answer(client_reply(answers, lane.classify), NO_TEXT)
             return
-        dispatch.background(dispatch.store_rest(self, judged, self._answer))
+        route = dispatch.lanes.of(envelope.recipients[0])
+        waits_for = "" if route is None else dispatch.lanes.waited_for(route, lane, answers)
+        dispatch.background(dispatch.store_rest(self, judged, self._answer, waits_for))
 
     def _settle_late(self, answers: list[Answer]) -> None:
         self.over = True
@@ -330,12 +329,15 @@ class Dispatch:
     ) -> NewMessage:
         """A message as it came in, nobody served yet."""
         due = boot_clock()
+        waits_for = ""
         if not leased:
             route = self.lanes.of(envelope.recipients[0])
             if route is not None and route.static:
                 lane = self.lanes.candidates(route)[0]
                 if not lane.up:
                     due += max(0.0, lane.retry_at - lane.now())
+                    if self._common_route(envelope.recipients) is route:
+                        waits_for = self.lanes.waits_for(route, lane)
         return NewMessage(
             envelope=envelope,
             content=content,
@@ -344,6 +346,7 @@ class Dispatch:
             due=due,
             leased=leased,
             possible_duplicate=in_flight,
+            waits_for=waits_for,
         )
 
     async def _store(self, message: NewMessage, answer: Answerer, reason: str) -> None:
@@ -363,7 +366,8 @@ class Dispatch:
             self.runner.take(lease, envelope, content, message.created)
         else:
             content.close()
-            self.runner.wake()
+            if not message.waits_for:
+                self.runner.wake()
 
     def _not_stored(self, error: QueueError, queue_id: QueueId, answer: Answerer) -> None:
         """It is not, and never will be: the client keeps it."""
@@ -383,7 +387,7 @@ class Dispatch:
             return None
         return leases[0]
 
-    async def store_rest(self, attempt: ExpressAttempt, judged: Judged, answer: Answerer) -> None:
+    async def store_rest(self, attempt: ExpressAttempt, judged: Judged, answer: Answerer, waits_for: str) -> None:
         """After a mixed result: what is left over and the report, in one transaction, before the 250."""
         envelope, content = attempt.envelope, attempt.content
         messages: list[NewMessage] = []
@@ -404,6 +408,7 @@ class Dispatch:
                     leased=False,
                     deferrals=renumbered,
                     possible_duplicate=judged.unknown,
+                    waits_for=waits_for,
                 )
             )
         messages += self.results.report(envelope, content, attempt.created, judged.notices)

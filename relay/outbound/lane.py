@@ -3,7 +3,8 @@
 States: *up*; *down* after ``delivery.failures`` failed connections in a row. From ``retry_at`` on one connection probes,
 opened by the sweep or by queued mail; no client waits for it. A connection that comes about, or an answer on an older one,
 is the end of *down*. A 421 lowers the limit to what worked. Slow start: a lowered limit doubles with every full round of
-answers. It must not judge answers about mail; only connections count as failures here.
+answers. *Proven*: since the last connection that failed one came about; whoever was told of that failure may come back.
+It must not judge answers about mail; only connections count as failures here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ MX_IDLE_S: Final = 10.0
 """A connection to a mail exchanger that is idle for longer is closed: others need the place, there and here."""
 MX_LABEL: Final = "mx"
 """Label in metrics of all hosts found by MX: their names are everybody's, and without end."""
+HESITATION_S: Final = 1.0
+"""A next hop that has not proven itself and takes longer than this to connect to gets no more queued mail to keep waiting,
+for that would fill the queue's window."""
 PLAIN_AFTER_TLS_FAILURE_S: Final = 600.0
 """How long opportunistic TLS is left alone with a next hop whose STARTTLS failed."""
 
@@ -57,9 +61,13 @@ class Lane:
         self.last_failure: Answer | None = None
         self.misconfigured = ""
         self.draining = False
+        self.proven = False
+        self.back: Callable[[Lane], None] = _nobody
+        """Told each time the next hop proves itself again."""
         self._connections: set[Connection] = set()
         self._idle: list[Connection] = []
         self._opening: set[asyncio.Task[None]] = set()
+        self._opening_since = 0.0
         self._express: deque[Attempt] = deque()
         self._queued: deque[Attempt] = deque()
         self._turn = False
@@ -104,6 +112,11 @@ class Lane:
         return not self.retry_at or self.now() >= self.retry_at
 
     @property
+    def hesitates(self) -> bool:
+        """True while the first connection for long, or since the last failure, takes its time."""
+        return not self.proven and bool(self._opening) and self.now() - self._opening_since > HESITATION_S
+
+    @property
     def connections(self) -> int:
         """Open connections."""
         return len(self._connections)
@@ -140,7 +153,7 @@ class Lane:
 
     def turn_away(self) -> None:
         """Queued mail that has waited for a connection for longer than connecting may take goes back to the queue."""
-        before = self.now() - self.connect_timeout_s
+        before = self.now() - (self.connect_timeout_s if self.proven else min(self.connect_timeout_s, HESITATION_S))
         answer = Answer(Stage.CONNECT, 0, "", "no connection became free")
         for attempt in [waiting for waiting in self._queued if waiting.started < before]:
             self._queued.remove(attempt)
@@ -168,6 +181,8 @@ class Lane:
             self._open_one()
 
     def _open_one(self) -> None:
+        if not self._opening:
+            self._opening_since = self.now()
         task = asyncio.get_running_loop().create_task(self._open())
         self._opening.add(task)
 
@@ -185,6 +200,9 @@ class Lane:
             self._limit = len(self._connections)  # 1, unless older ones hang: the probe is not one too many
             self._come_up()
         self.released(opened)
+        if not self.proven:
+            self.proven = True
+            self.back(self)
 
     async def try_connection(self) -> Connection | Answer:
         """A connection as a delivery would get it, for whoever only wants to know; or why there is none."""
@@ -229,6 +247,7 @@ class Lane:
             self._go_down(answer)
         elif others > 0:
             return
+        self.proven = False
         waiting = [*self._express, *self._queued]
         self._express.clear()
         self._queued.clear()
@@ -251,6 +270,8 @@ class Lane:
         self.retry_at = 0.0
         self._backoff = 1.0
         self.log.note("info", "next_hop_up", next_hop=self.name)
+        self.proven = True
+        self.back(self)
 
     def released(self, connection: Connection) -> None:
         """A connection is free: give it the next message, express and queue in turn."""
@@ -317,6 +338,11 @@ class Lane:
         if due and not (self._opening or self._connections or self.draining):
             self._open_one()
 
+    def probe(self) -> None:
+        """Find out whether it is there, unless that is known or being found out."""
+        if not (self.proven or self.retry_at or self._opening or self._connections or self.draining):
+            self._open_one()
+
     @property
     def empty(self) -> bool:
         """True while it holds neither mail nor connections."""
@@ -333,3 +359,7 @@ class Lane:
             connection.quit()
         for task in self._opening:
             task.cancel()
+
+
+def _nobody(_: Lane) -> None:
+    """Where nobody waits for a next hop."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from relay.config.addresses import split_dns_server
@@ -21,7 +21,9 @@ from relay.policy.route import Action, Goal, NextHop, Route, RouteTable, shared_
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics, NextHopState
 
-SWEEP_S = 0.2
+SESSION_STAGES: Final = frozenset({Stage.CONNECT, Stage.BANNER, Stage.EHLO, Stage.STARTTLS, Stage.AUTH})
+"""What fails here has nothing to do with the message."""
+SWEEP_S: Final = 0.2
 """How often connections are looked at for deadlines: a next-hop time-out is at most this much late."""
 MX_LANES: Final = 1_000
 """Mail exchangers one worker deals with at once. More than the messages it works on (queue.active), fewer than descriptors."""
@@ -48,6 +50,8 @@ class Lanes:
         self._states: dict[Lane, NextHopState] = {}
         self._draining = False
         self._mx_shown = False
+        self._ready: dict[str, Lane | None] = {}
+        self.on_ready: Callable[[], None] = _nobody
         self.live_workers = live_workers
         self._config = config
         self._resolver = Resolver(dns_servers(config), config.dns.timeout_s)
@@ -66,7 +70,8 @@ class Lanes:
         for hop in named:
             lane = self._lanes.get(hop)
             if lane is None:
-                self._lanes[hop] = Lane(hop, config, live_workers, self._log)
+                lane = self._lanes[hop] = Lane(hop, config, live_workers, self._log)
+                lane.back = self._back
             else:
                 lane.configure(config, live_workers)
         for lane in [*self._found.values(), *self._leaving]:
@@ -153,6 +158,7 @@ class Lanes:
             if len(self._found) >= MX_LANES and not self._make_room():
                 return None
             lane = self._found[hop] = Lane(hop, self._config, self.live_workers, self._log, "mx")
+            lane.back = self._back
             lane.draining = self._draining
         lane.addresses = one.addresses
         lane.used = time.monotonic()
@@ -182,12 +188,61 @@ class Lanes:
         sizes = [self._lanes[hop].largest for hop in self._own_hops]
         return max((size for size in sizes if size), default=None) if all(sizes) else None
 
-    # --- upkeep --------------------------------------------------------------------------------------------------------
-
     def _all(self) -> Iterator[Lane]:
         yield from self._lanes.values()
         yield from self._found.values()
         yield from self._leaving
+
+    # --- mail that waits for a next hop --------------------------------------------------------------------------------
+
+    @staticmethod
+    def waits_for(route: Route, lane: Lane) -> str:
+        """What mail of this route waits for when no connection comes about, ``lane`` being the last one tried: the hosts of
+        the route, or one mail exchanger.
+        """
+        return " ".join(hop.name for hop in route.next_hops) if route.static else f"mx:{lane.name}"
+
+    def waited_for(self, route: Route, lane: Lane, answers: Sequence[Answer]) -> str:
+        """The same after an attempt, empty when it failed for another reason, or when a connection has come about since."""
+        if lane.proven or not all(answer.stage in SESSION_STAGES for answer in answers):
+            return ""
+        return self.waits_for(route, lane)
+
+    def _back(self, lane: Lane) -> None:
+        """Mail that waits for this next hop may go."""
+        if lane.origin != "route":
+            self._ready[f"mx:{lane.name}"] = lane
+        for route in self.routes.all():
+            if route.static and lane.next_hop in route.next_hops:
+                self._ready[self.waits_for(route, lane)] = lane
+        self.on_ready()
+
+    def awaited(self, waiting: Sequence[str]) -> None:
+        """Mail waits for these: find out whether they are there. What no route leads to any more is not waited for."""
+        for hops in waiting:
+            if hops.startswith("mx:"):
+                continue  # strangers are not probed; their mail has dates of its own
+            names = set(hops.split())
+            lanes = [lane for lane in self._lanes.values() if lane.name in names]
+            back = next((lane for lane in lanes if lane.proven), None)
+            if back is not None or not lanes:
+                self._ready[hops] = back
+                self.on_ready()
+            for lane in lanes:
+                lane.probe()
+
+    def ready(self) -> list[str]:
+        """What mail may no longer wait for (``waits_for``): next hops that are back, and have not gone again."""
+        if self._ready:
+            self._ready = {hops: lane for hops, lane in self._ready.items() if lane is None or lane.proven}
+        return list(self._ready)
+
+    def served(self, hops: Sequence[str]) -> None:
+        """Nobody waits for these any more."""
+        for each in hops:
+            self._ready.pop(each, None)
+
+    # --- upkeep --------------------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
         """Deadlines and figures; called every SWEEP_S."""
@@ -242,4 +297,8 @@ class Lanes:
 
 
 def _healthy_first(lanes: list[Lane]) -> list[Lane]:
-    return sorted(lanes, key=lambda lane: 0 if lane.up else 1 if lane.worth_trying else 2)
+    return sorted(lanes, key=lambda lane: 0 if lane.up and not lane.hesitates else 1 if lane.worth_trying else 2)
+
+
+def _nobody() -> None:
+    """Where nobody waits."""

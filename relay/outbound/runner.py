@@ -20,7 +20,7 @@ from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.terms import PLAIN, some
 from relay.outbound.lane import Lane
-from relay.outbound.lanes import Lanes
+from relay.outbound.lanes import SESSION_STAGES, Lanes
 from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served, first_tries, owes_report
 from relay.policy.outcome import Outcome, classify
 from relay.policy.route import Action, Route
@@ -30,16 +30,22 @@ from relay.telemetry.metrics import Metrics
 
 ACTIVE_OCTETS: Final = 32 * 1024 * 1024
 """Bodies held in memory for queue delivery by one worker."""
+AWAITED_S: Final = 10.0
+"""Between two looks at what parked mail waits for."""
 CLAIM: Final = 100
 """Messages claimed in one transaction: more would hold the write lock for too long."""
 LEAST_WAIT_S: Final = 0.01
 """Between claims that brought nothing, whatever the queue says about the next."""
 POLL_S: Final = 0.5
 """How often the queue is looked at for mail of dead workers and for what other workers left over."""
+PARKED: Final = 20
+"""Messages that wait for a next hop which is away: so many are tried when they are due, each PARKED_S. They only move their
+own dates; a backlog of them must not keep the worker busy. The lane probes, and ``ready`` brings them when it is back."""
+PARKED_S: Final = 0.2
 SETTLE_AGAIN_S: Final = 1.0
 """Wait before a settlement that the disk refused is tried again; the lease keeps others off meanwhile."""
 
-_SESSION_STAGES: Final = frozenset({Stage.CONNECT, Stage.BANNER, Stage.EHLO, Stage.STARTTLS, Stage.AUTH})
+GIVEN_UP: Final = Answer(Stage.ROUTE, 550, "5.0.0", "returned to its sender by the postmaster")
 
 
 class Delivery:
@@ -53,6 +59,7 @@ class Delivery:
         "created",
         "envelope",
         "expired",
+        "given_up",
         "lease",
         "open",
         "pending",
@@ -73,6 +80,7 @@ class Delivery:
         self.pending = 0
         self.open = 0
         self.counted = False
+        self.given_up = False
         self.turn: asyncio.Lock | None = None
 
 
@@ -80,12 +88,15 @@ class QueueAttempt:
     """Some recipients of a leased message on their way to one next hop (see ``outbound.attempt``)."""
 
     __slots__ = (
-        "_cell", "_lane", "_others", "_runner", "body_8bit", "content", "delivery", "recipients", "sender", "started",
-        "terms", "told", "tried",
+        "_cell", "_lane", "_others", "_runner", "body_8bit", "content", "delivery", "recipients", "route", "sender",
+        "started", "terms", "told", "tried",
     )  # fmt: skip
 
-    def __init__(self, runner: Runner, delivery: Delivery, tried: Sequence[Tried], lanes: list[Lane]) -> None:
+    def __init__(
+        self, runner: Runner, delivery: Delivery, tried: Sequence[Tried], route: Route, lanes: list[Lane]
+    ) -> None:
         self._runner = runner
+        self.route = route
         self.delivery = delivery
         self.tried = tried
         self.sender = delivery.envelope.sender
@@ -127,7 +138,7 @@ class QueueAttempt:
     def done(self, answers: list[Answer], next_hop: str) -> None:
         """Try the next lane of the route when this one could not even be talked to; else record the result."""
         if self._others and all(
-            a.stage in _SESSION_STAGES and classify(a) in (Outcome.DEFERRED, Outcome.OUR_FAULT) for a in answers
+            a.stage in SESSION_STAGES and classify(a) in (Outcome.DEFERRED, Outcome.OUR_FAULT) for a in answers
         ):
             self._lane = self._others.pop(0)
             self._lane.submit(self, express=False)
@@ -153,6 +164,10 @@ class Runner:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._parked_again = 0.0
+        self._hungry = -1
+        """As soon as no more messages than this are active, the queue is to be looked at; -1: it does not wait for that."""
+        lanes.on_ready = self.wake
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -194,6 +209,7 @@ class Runner:
         """Begin to claim and to renew."""
         self._spawn(self._claims())
         self._spawn(self._renewals())
+        self._spawn(self._returns())
 
     def drain(self) -> None:
         """Claim no more."""
@@ -213,25 +229,45 @@ class Runner:
     async def _claims(self) -> None:
         while not self._draining:
             self._wake.clear()
-            wait = POLL_S
-            room = min(CLAIM, self._limit - len(self._active))
-            if room > 0 and self._octets < ACTIVE_OCTETS:
-                try:
-                    claimed, due = await self.store.claim(room)
-                except QueueError as error:
-                    self._log.alarm("queue_claim_failed", error=str(error))
-                else:
-                    for one in claimed:
-                        self._claimed(one)
-                    if claimed:
-                        wait = 0.0
-                    elif due is not None:
-                        wait = min(POLL_S, max(LEAST_WAIT_S, due - boot_clock()))
-            else:
-                self._lanes.turn_away()
+            wait = await self._claim()
             if wait:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)
+
+    async def _claim(self) -> float:
+        """Claim once; how long to wait before the next time."""
+        active, limit = len(self._active), self._limit
+        self._hungry = limit - max(1, limit // 10)
+        room = min(CLAIM, limit - active)
+        if room <= 0 or self._octets >= ACTIVE_OCTETS:
+            self._lanes.turn_away()
+            return POLL_S
+        now = boot_clock()
+        # Mail of a next hop that is back leaves half of the window to all others.
+        ready = self._lanes.ready()
+        self._hungry = -1
+        if ready and active > limit // 2:
+            ready = []
+            self._hungry = limit // 2
+        try:
+            claimed, due = await self.store.claim(room, ready, PARKED if now >= self._parked_again else 0)
+        except QueueError as error:
+            self._log.alarm("queue_claim_failed", error=str(error))
+            return POLL_S
+        if len(claimed) < room:
+            self._lanes.served(ready)  # that was all of it
+        ordinary = 0
+        for one in claimed:
+            if not one.waits_for or one.waits_for in ready:
+                ordinary += 1
+            else:
+                self._parked_again = now + PARKED_S
+            self._claimed(one)
+        if ordinary:
+            return 0.0
+        if due is None:
+            return POLL_S
+        return min(POLL_S, max(LEAST_WAIT_S, due - now, self._parked_again - now if due <= now else 0.0))
 
     async def _renewals(self) -> None:
         while True:
@@ -246,6 +282,15 @@ class Runner:
                 if lease is not None:
                     delivery.lease = lease
 
+    async def _returns(self) -> None:
+        """Mail that waits for a next hop which nobody here has tried: parked before the start, or by other workers."""
+        while True:
+            try:
+                self._lanes.awaited(await self.store.awaited())
+            except QueueError as error:
+                self._log.alarm("queue_claim_failed", error=str(error))
+            await asyncio.sleep(AWAITED_S)
+
     # --- one message ---------------------------------------------------------------------------------------------------
 
     def _claimed(self, one: Claimed) -> None:
@@ -254,6 +299,7 @@ class Runner:
             possible_duplicate=one.possible_duplicate,
         )  # fmt: skip
         delivery.open = len(one.envelope.recipients) - len(one.recipients)  # held, or due later
+        delivery.given_up = one.given_up
         self._deliver(delivery, [Tried(r.number, r.mailbox, r.attempts, r.terms) for r in one.recipients])
 
     def perhaps_again(self, queue_id: QueueId, recipients: int) -> None:
@@ -266,6 +312,10 @@ class Runner:
         if delivery.content.memory is not None:
             delivery.counted = True
             self._octets += delivery.content.size
+        if delivery.given_up:
+            delivery.pending = 1
+            self._finish_unsent(delivery, tried, GIVEN_UP, None)
+            return
         groups = self._groups(tried)
         delivery.pending = len(groups)
         if len(groups) > 1:
@@ -284,10 +334,10 @@ class Runner:
                 if not lanes:
                     self._spawn(self._find(delivery, members, route))
                     continue
-            if not lanes[0].worth_trying:
-                self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0])
+            if not lanes[0].worth_trying or lanes[0].hesitates:
+                self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0], route)
                 continue
-            QueueAttempt(self, delivery, members, lanes).start()
+            QueueAttempt(self, delivery, members, route, lanes).start()
 
     def _groups(self, tried: Sequence[Tried]) -> list[tuple[Route | None, list[Tried]]]:
         """Recipients that travel together."""
@@ -305,10 +355,10 @@ class Runner:
         lanes = await self._lanes.find(route, tried[0].mailbox)
         if isinstance(lanes, Answer):
             self._finish_unsent(delivery, tried, lanes, None)
-        elif not lanes[0].worth_trying:
-            self._finish_unsent(delivery, tried, lanes[0].failure(), lanes[0])
+        elif not lanes[0].worth_trying or lanes[0].hesitates:
+            self._finish_unsent(delivery, tried, lanes[0].failure(), lanes[0], route)
         else:
-            QueueAttempt(self, delivery, tried, lanes).start()
+            QueueAttempt(self, delivery, tried, route, lanes).start()
 
     def _decided(self, delivery: Delivery, tried: Sequence[Tried], route: Route) -> None:
         """The route says what becomes of these, no next hop is asked."""
@@ -326,12 +376,15 @@ class Runner:
         gone = Judged(0, tuple([one.number for one in tried]), (), (), unknown=False)
         self._spawn(self._settle(delivery, gone, -1))
 
-    def _finish_unsent(self, delivery: Delivery, tried: Sequence[Tried], answer: Answer, lane: Lane | None) -> None:
+    def _finish_unsent(
+        self, delivery: Delivery, tried: Sequence[Tried], answer: Answer, lane: Lane | None, route: Route | None = None
+    ) -> None:
         judged = self._results.judge(
             delivery.envelope, tried, [answer] * len(tried), lane, delivery.content.size, delivery.created, "queue",
             expired=delivery.expired,
         )  # fmt: skip
-        self._spawn(self._settle(delivery, judged, -1))
+        waits_for = "" if route is None or lane is None else self._lanes.waits_for(route, lane)
+        self._spawn(self._settle(delivery, judged, -1, waits_for))
 
     def finish(self, attempt: QueueAttempt, answers: list[Answer], lane: Lane, cell: int) -> None:
         """An attempt is over."""
@@ -350,17 +403,17 @@ class Runner:
             delivery.envelope, attempt.tried, answers, lane, delivery.content.size, delivery.created, "queue",
             expired=delivery.expired, told=attempt.told,
         )  # fmt: skip
-        self._spawn(self._settle(delivery, judged, cell))
+        self._spawn(self._settle(delivery, judged, cell, self._lanes.waited_for(attempt.route, lane, answers)))
 
-    async def _settle(self, delivery: Delivery, judged: Judged, cell: int) -> None:
+    async def _settle(self, delivery: Delivery, judged: Judged, cell: int, waits_for: str = "") -> None:
         """Record it, after the earlier ones of the message."""
         if delivery.turn is None:
-            await self._settle_next(delivery, judged, cell)
+            await self._settle_next(delivery, judged, cell, waits_for if not delivery.open else "")
         else:
             async with delivery.turn:
-                await self._settle_next(delivery, judged, cell)
+                await self._settle_next(delivery, judged, cell, "")
 
-    async def _settle_next(self, delivery: Delivery, judged: Judged, cell: int) -> None:
+    async def _settle_next(self, delivery: Delivery, judged: Judged, cell: int, waits_for: str) -> None:
         delivery.possible_duplicate = delivery.possible_duplicate or judged.unknown
         delivery.pending -= 1
         last = delivery.pending == 0
@@ -368,7 +421,7 @@ class Runner:
         reports = self._results.report(delivery.envelope, delivery.content, delivery.created, judged.notices)
         settlement = Settlement(
             delivery.lease, judged.finished, judged.deferred, reports, keep=not last,
-            possible_duplicate=delivery.possible_duplicate,
+            possible_duplicate=delivery.possible_duplicate, waits_for=waits_for,
         )  # fmt: skip
         await self.settle(delivery, settlement, cell)
 
@@ -406,6 +459,9 @@ class Runner:
             return
         if self._active.pop(delivery.lease.key, None) is not None and delivery.counted:
             self._octets -= delivery.content.size
+        if len(self._active) <= self._hungry:
+            self._hungry = -1
+            self.wake()
         delivery.content.close()
         if kept and not delivery.open:
             self._log.removed(delivery.envelope.id)

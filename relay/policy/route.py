@@ -140,7 +140,7 @@ class RouteTable:
         self._addresses = {pattern: route for pattern, route in found.items() if "@" in pattern}
         self._parents = {pattern: route for pattern, route in found.items() if pattern.startswith(".")}
         self._domains = {pattern: route for pattern, route in found.items() if "@" not in pattern and pattern[0] != "."}
-        self.refuses: Final = any(route.action is Action.REFUSE for route in self._all())
+        self.refuses: Final = any(route.action is Action.REFUSE for route in self.all())
         """Whether any entry refuses mail: else nobody need ask at RCPT."""
 
     def find(self, mailbox: Mailbox) -> Route | None:
@@ -184,7 +184,8 @@ class RouteTable:
                 return route
         return self._default
 
-    def _all(self) -> Iterator[Route]:
+    def all(self) -> Iterator[Route]:
+        """Every entry's route; one that several patterns lead to comes several times."""
         yield from self._addresses.values()
         yield from self._domains.values()
         yield from self._parents.values()
@@ -200,7 +201,7 @@ class RouteTable:
 
     def next_hops(self) -> tuple[NextHop, ...]:
         """Every host named anywhere, once each."""
-        return tuple(dict.fromkeys(goal for route in self._all() for goal in route.goals if isinstance(goal, NextHop)))
+        return tuple(dict.fromkeys(goal for route in self.all() for goal in route.goals if isinstance(goal, NextHop)))
 
     def exchanges(self) -> tuple[Exchange, ...]:
         """Whatever is found by MX, once each."""

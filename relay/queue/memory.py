@@ -19,6 +19,7 @@ from relay.queue.boot import Clock, boot_clock
 from relay.queue.journal import CELLS
 from relay.queue.rows import in_turn
 from relay.queue.store import (
+    MANY,
     Acted,
     Action,
     Claimed,
@@ -151,7 +152,9 @@ class MemoryStore:
             message.possible_duplicate = True
         return True
 
-    async def claim(self, limit: int, ready: Sequence[str] = ()) -> tuple[list[Claimed], float | None]:
+    async def claim(
+        self, limit: int, ready: Sequence[str] = (), parked: int = MANY
+    ) -> tuple[list[Claimed], float | None]:
         self._check_open()
         now = self._clock()
         free = sorted(
@@ -160,12 +163,20 @@ class MemoryStore:
             if message.due is not None and (message.owner is None or message.until <= now)
         )
         ordinary = [key for due, key in free if due <= now and not self._parked(key)]
-        keys = shared(ordinary, [key for due, key in free if due <= now and self._parked(key)], limit)
+        aside = [key for due, key in free if due <= now and self._parked(key)]
+        keys = shared(ordinary, aside[:parked], limit)
         back = [key for _, key in free if self._parked(key) and self._spool.messages[key].waits_for in ready]
         keys += [key for key in back if key not in keys][: limit - len(keys)]
         claimed = [self._claim_one(key, now) for key in keys]
         waiting = [message.due if message.owner is None else message.until for message in self._spool.messages.values()]
         return claimed, min((moment for moment in waiting if moment is not None), default=None)
+
+    async def awaited(self) -> list[str]:
+        self._check_open()
+        messages = self._spool.messages
+        return sorted(
+            {messages[key].waits_for for key in messages if messages[key].due is not None and self._parked(key)}
+        )
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease | None]:
         self._check_open()

@@ -226,10 +226,11 @@ class Settle(Operation[bool]):
 class Claim(Operation[tuple[list[int], float | None]]):
     """Lease due messages, and those that wait for a next hop that is ``ready``; the keys, and when to ask again."""
 
-    __slots__ = ("limit", "ready")
+    __slots__ = ("limit", "parked", "ready")
 
-    def __init__(self, limit: int, ready: Sequence[str] = ()) -> None:
+    def __init__(self, limit: int, ready: Sequence[str], parked: int) -> None:
         super().__init__()
+        self.parked = parked
         self.limit = limit
         self.ready = ready
 
@@ -238,7 +239,7 @@ class Claim(Operation[tuple[list[int], float | None]]):
         found = at.connection.execute(SQL["due_keys"], given).fetchone()[0]
         due: list[tuple[int, int | None, int]] = json.loads(found)
         ordinary = [key for key, _, parked in due if not parked]
-        keys = shared(ordinary, [key for key, _, parked in due if parked], self.limit)
+        keys = shared(ordinary, [key for key, _, parked in due if parked][: self.parked], self.limit)
         for hops in self.ready:
             if len(keys) < self.limit:
                 waiting = at.connection.execute(SQL["waiting_keys"], {"hops": hops, "limit": self.limit}).fetchone()[0]

@@ -47,6 +47,8 @@ from relay.queue.requests import Act
 from relay.queue.rows import NewRows
 from relay.queue.statements import MIGRATIONS, SQL
 from relay.queue.store import (
+    AWAITED,
+    MANY,
     Acted,
     Action,
     Claimed,
@@ -292,8 +294,10 @@ class SqliteStore:
     def _move(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         return self._writer.submit(Move([entry.rows.leased_until(entry.until) for entry in entries]))
 
-    async def claim(self, limit: int, ready: Sequence[str] = ()) -> tuple[list[Claimed], float | None]:
-        operation = Claim(limit, ready)
+    async def claim(
+        self, limit: int, ready: Sequence[str] = (), parked: int = MANY
+    ) -> tuple[list[Claimed], float | None]:
+        operation = Claim(limit, ready, parked)
         keys: list[int] = []
 
         def give_back() -> None:
@@ -323,6 +327,9 @@ class SqliteStore:
         if loaded.aside:
             await self._set_aside(loaded.aside)
         return loaded.messages, again
+
+    async def awaited(self) -> list[str]:
+        return await self._read(lambda c: [str(row[0]) for row in c.execute(SQL["awaited"], (AWAITED,))])
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease | None]:
         until = self._clock() + self._lease_s

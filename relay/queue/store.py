@@ -256,6 +256,14 @@ PARKED_SHARE: Final = 5
 """One part in so many of a claim is for parked messages when others are due as well."""
 
 
+MANY: Final = 1_000_000
+"""No bound but the claim's own."""
+
+
+AWAITED: Final = 1000
+"""Next hops looked after at once for which mail is parked; the others' mail goes by its own dates."""
+
+
 def shared(ordinary: Sequence[T], parked: Sequence[T], limit: int) -> list[T]:
     """What a claim takes of those due, by the rule of ``Store.claim``."""
     return [*ordinary[: limit - min(len(parked), limit // PARKED_SHARE)], *parked][:limit]
@@ -295,16 +303,22 @@ class Store(Protocol):
         """``settle`` without reports, for the hot path: no task. The future raises QueueError."""
         ...
 
-    async def claim(self, limit: int, ready: Sequence[str] = ()) -> tuple[list[Claimed], float | None]:
+    async def claim(
+        self, limit: int, ready: Sequence[str] = (), parked: int = MANY
+    ) -> tuple[list[Claimed], float | None]:
         """Lease up to ``limit`` due messages, the oldest due first, expired ones included.
 
-        Parked messages come behind the others and never take more than a ``PARKED_SHARE`` of what others want too, so
-        that a backlog for a next hop that is away delays nobody. Where there is room those that wait for one of ``ready``
-        come too, due or not: their next hop is back.
+        Parked messages come behind the others, no more than ``parked`` of them, and never take more than a ``PARKED_SHARE``
+        of what others want too, so that a backlog for a next hop that is away delays nobody. Where there is room those
+        that wait for one of ``ready`` come too, due or not: their next hop is back.
 
         Second value: the boot clock when the next one may become claimable (due, or its lease over); None: nothing
         waits. Entries that cannot be read are set aside, so fewer than due may come.
         """
+        ...
+
+    async def awaited(self) -> list[str]:
+        """What parked mail waits for, each text once, no more than ``AWAITED``."""
         ...
 
     async def renew(self, leases: Sequence[Lease]) -> list[Lease | None]:

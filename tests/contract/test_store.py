@@ -410,6 +410,20 @@ async def test_a_backlog_of_parked_mail_leaves_four_parts_of_five_to_the_others(
     assert len(await names(store, 100)) == 29
 
 
+async def test_the_store_tells_what_parked_mail_waits_for_and_takes_no_more_of_it_than_asked(bench):
+    store = await bench.store()
+    for number in range(6):
+        await parked(store, bench, f"P{number}", hops=("b:25", "a:25 c:25", "b:25")[number % 3])
+    assert await store.awaited() == ["a:25 c:25", "b:25"]
+    assert await names(store, ready=["b:25"]) == ["P0", "P2", "P3", "P5"]
+    assert await store.awaited() == ["a:25 c:25"], "of the others somebody holds the lease"
+    bench.now += 200
+    assert len((await store.claim(10, (), 1))[0]) == 1 + 4, "and those whose lease ran out"
+    assert (await store.claim(10, (), 0))[0] == []
+    await store.act(QueueId("P4"), Action.HOLD)
+    assert await store.awaited() == []
+
+
 async def test_a_put_may_be_parked(bench):
     store = await bench.store()
     await store.put([replace(bench.message("M1", leased=False, due=bench.now + 50), waits_for="hop:25")])

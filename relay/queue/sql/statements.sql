@@ -68,6 +68,17 @@ SELECT json_group_array(key) FROM (SELECT key FROM message INDEXED BY message_wa
 -- name: lease_keys
 UPDATE message SET owner = ?, token = token + 1, until = ? WHERE key IN (SELECT value FROM json_each(?))
 
+-- name: awaited
+-- Each text that parked mail waits for, once: a step of the index for each, not for each message.
+WITH RECURSIVE each_of (hops) AS (
+    SELECT min(waits_for) FROM message INDEXED BY message_waits
+        WHERE owner IS NULL AND due IS NOT NULL AND waits_for <> ''
+    UNION ALL
+    SELECT (SELECT min(waits_for) FROM message INDEXED BY message_waits
+        WHERE owner IS NULL AND due IS NOT NULL AND waits_for <> '' AND waits_for > hops)
+    FROM each_of WHERE hops IS NOT NULL LIMIT ?)
+SELECT hops FROM each_of WHERE hops IS NOT NULL
+
 -- name: next_due
 SELECT min(moment) FROM (
     SELECT min(due) AS moment FROM message INDEXED BY message_due
