@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from relay.mail.address import Mailbox
+from relay.mail.content import CHUNK_OCTETS
 from relay.mail.envelope import QueueId
 from relay.mail.terms import PLAIN_RECIPIENT, RecipientTerms
+from relay.queue.change import check_version
 from relay.queue.database import connect_readonly, fault
 from relay.queue.layout import Layout
 from relay.queue.rows import Row, listed_of
@@ -70,6 +72,37 @@ def header(spool: Path, queue_id: QueueId, limit: int) -> bytes | None:
             os.close(descriptor)
 
 
+def body(spool: Path, queue_id: QueueId) -> Iterator[bytes]:
+    """The message as it was, dots no longer stuffed, piece by piece; nothing when there is none. Raises QueueError."""
+    layout = Layout.of(spool)
+    with _reading(layout) as (connection,):
+        found = connection.execute(SQL["keys_of_id"], (queue_id,)).fetchone()
+        content = connection.execute(SQL["select_content"], (found[0],)).fetchone() if found else None
+        if content is None:
+            return
+        if not content[0]:
+            row = connection.execute(SQL["select_body"], (found[0],)).fetchone()
+            pieces: Iterable[bytes] = [bytes(row[0])] if row else []
+        else:
+            pieces = _file(layout.bodies / content[0])
+        yield from _unstuffed(pieces)
+
+
+def _file(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_OCTETS):
+            yield piece
+
+
+def _unstuffed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """RFC 5321 section 4.5.2: the first dot of a line goes, wherever a piece ends."""
+    before = b"\r\n"
+    for piece in pieces:
+        text = before + piece
+        yield text.replace(b"\r\n.", b"\r\n")[len(before) :]
+        before = text[-2:]
+
+
 def read_stats(spool: Path) -> Stats:
     """Depth and age. Raises QueueError."""
     with _reading(Layout.of(spool)) as (connection,):
@@ -105,6 +138,11 @@ class _reading:  # noqa: N801  used like a function
             self._connection = connect_readonly(self._layout)
         except sqlite3.Error as error:
             raise fault(error, self._layout.database) from None
+        try:
+            check_version(self._connection, self._layout)
+        except (sqlite3.Error, QueueError) as error:
+            self._connection.close()
+            raise error if isinstance(error, QueueError) else fault(error, self._layout.database) from None
         self._connection.text_factory = _lenient
         self._connection.execute("BEGIN")  # message and recipients of one moment
         return (self._connection,)
