@@ -322,6 +322,8 @@ class Queue(Section):
     """Share by which each wait varies at random."""
     expire_after_s: Annotated[float, Field(gt=0, le=60 * DAY_S)] = 5 * 86400.0
     """After this long an undelivered message is returned to its sender, seconds (RFC 5321 section 4.5.4.1)."""
+    delay_warning_after_s: Annotated[float, Field(ge=0, le=60 * DAY_S)] = 0.0
+    """After this long senders are told, once, that their message is late, seconds; 0: never. Exchange does after 14400."""
     lease_s: Annotated[float, Field(ge=5, le=DAY_S)] = 900.0
     """How long a worker owns a message it works on; must exceed delivery.final_reply_timeout_s."""
     active: Annotated[int, Field(ge=1, le=10000)] = 500

@@ -74,7 +74,7 @@ def owes_report(attempt: Attempt) -> bool:
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The result. ``unknown``: some answer is missing after the final dot (RFC 1047). ``arrivals``: deliveries that the
-    relay has to report on.
+    relay has to report on. ``delays``: who is late, once the message is old enough for a warning.
     """
 
     delivered: int
@@ -83,6 +83,7 @@ class Judged:
     failures: tuple[Notice, ...]
     unknown: bool
     arrivals: tuple[Notice, ...] = ()
+    delays: tuple[Notice, ...] = ()
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -104,6 +105,8 @@ class Results:
         self._waits = config.queue.retry_s
         self._jitter = config.queue.retry_jitter
         self._soft_bounce = config.server.soft_bounce
+        self._warn_after_s = config.queue.delay_warning_after_s
+        self._expire_s = config.queue.expire_after_s
         self._reports.configure(config)
 
     def delivered(
@@ -152,9 +155,11 @@ class Results:
         deferred: list[Deferral] = []
         failures: list[Notice] = []
         arrivals: list[Notice] = []
+        delays: list[Notice] = []
         delivered, unknown = 0, False
         host, label = (lane.name, lane.label) if lane is not None else ("", NO_HOP)
         delay = time.time() - created
+        late = 0 < self._warn_after_s <= delay and via == "queue"
         now, dice = boot_clock(), random.random()  # one of each: recipients that failed together are tried together
         for one, answer in zip(tried, answers, strict=True):
             outcome = classify(answer) if lane is None else lane.classify(answer)
@@ -185,6 +190,8 @@ class Results:
                         status = "expired"
                     else:
                         deferred.append(self._deferral(one, answer, lane, now, dice))
+                        if late:
+                            delays.append(Notice(one.mailbox, Cause.DELAYED, answer, host, one.terms))
             self._metrics.delivery(label, counted)
             self._log.result(
                 envelope.id, one.mailbox, host, status, answer.code, answer.enhanced, answer.text, delay, via,
@@ -194,7 +201,9 @@ class Results:
             self._metrics.sent(label, size)
             if lane is not None and lane.misconfigured:
                 self._mended(lane)
-        return Judged(delivered, tuple(finished), tuple(deferred), tuple(failures), unknown, tuple(arrivals))
+        return Judged(
+            delivered, tuple(finished), tuple(deferred), tuple(failures), unknown, tuple(arrivals), tuple(delays)
+        )
 
     def _deferral(self, one: Tried, answer: Answer, lane: Lane | None, now: float, dice: float) -> Deferral:
         attempts = one.attempts + 1
@@ -219,3 +228,9 @@ class Results:
     ) -> tuple[NewMessage, ...]:
         """The reports to the sender, to be put in the same transaction; none when nobody may get one."""
         return self._reports.make(envelope, content, created, notices)
+
+    def warning(
+        self, envelope: Envelope, content: Content, created: float, delays: Sequence[Notice]
+    ) -> tuple[NewMessage, ...]:
+        """The same about mail that is late: once for a message, and it goes on being tried."""
+        return self._reports.make(envelope, content, created, delays, created + self._expire_s)

@@ -17,6 +17,7 @@ from relay.config.schema import Config
 from relay.mail.address import Mailbox, domain_of
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
+from relay.mail.dsn import Notice
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.terms import PLAIN, some
 from relay.outbound.lane import Lane
@@ -57,6 +58,7 @@ class Delivery:
         "content",
         "counted",
         "created",
+        "delays",
         "envelope",
         "expired",
         "given_up",
@@ -65,6 +67,7 @@ class Delivery:
         "pending",
         "possible_duplicate",
         "turn",
+        "warned",
     )
 
     def __init__(
@@ -81,6 +84,8 @@ class Delivery:
         self.open = 0
         self.counted = False
         self.given_up = False
+        self.warned = False
+        self.delays: tuple[Notice, ...] = ()
         self.turn: asyncio.Lock | None = None
 
 
@@ -300,6 +305,7 @@ class Runner:
         )  # fmt: skip
         delivery.open = len(one.envelope.recipients) - len(one.recipients)  # held, or due later
         delivery.given_up = one.given_up
+        delivery.warned = one.warned
         self._deliver(delivery, [Tried(r.number, r.mailbox, r.attempts, r.terms) for r in one.recipients])
 
     def perhaps_again(self, queue_id: QueueId, recipients: int) -> None:
@@ -419,9 +425,13 @@ class Runner:
         last = delivery.pending == 0
         delivery.open += len(judged.deferred)
         reports = self._results.report(delivery.envelope, delivery.content, delivery.created, judged.notices)
+        delivery.delays += judged.delays
+        warned = last and bool(delivery.delays) and not delivery.warned
+        if warned:
+            reports += self._results.warning(delivery.envelope, delivery.content, delivery.created, delivery.delays)
         settlement = Settlement(
             delivery.lease, judged.finished, judged.deferred, reports, keep=not last,
-            possible_duplicate=delivery.possible_duplicate, waits_for=waits_for,
+            possible_duplicate=delivery.possible_duplicate, waits_for=waits_for, warned=warned,
         )  # fmt: skip
         await self.settle(delivery, settlement, cell)
 
