@@ -23,7 +23,7 @@ from relay.config.schema import Config
 from relay.directory.layout import Header, SnapshotError
 from relay.directory.snapshot import inspect
 from relay.queue.store import QueueError, Stats
-from relay.queue.view import read_stats
+from relay.queue.view import Figures as QueueFigures
 from relay.telemetry import catalogue
 from relay.telemetry.catalogue import Family
 from relay.telemetry.metrics import OTHER
@@ -74,6 +74,7 @@ class Probe:
 
     def __init__(self, supervisor: int) -> None:
         self._supervisor = supervisor
+        self._queue = QueueFigures()
         self._snapshot_seen: tuple[object, ...] = ()
         self._snapshot: tuple[Header | None, str] = (None, "")
 
@@ -81,7 +82,7 @@ class Probe:
         """Read everything; never raises for what is wrong with the things looked at."""
         spool = config.server.spool
         try:
-            queue, queue_problem = read_stats(spool), ""
+            queue, queue_problem = self._queue.read(spool), ""
         except QueueError as error:
             queue, queue_problem = None, str(error)
         snapshot, snapshot_problem = self._look_at_snapshot(config.snapshot_path)
