@@ -32,6 +32,7 @@ from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN
+from relay.outbound.copies import Copies
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import SESSION_STAGES, Lanes
 from relay.outbound.results import Judged, Results, boot_clock, everybody_served, first_tries, owes_report
@@ -219,7 +220,8 @@ class Dispatch:
         self.metrics = metrics
         self.next_id = Ids(slot).next
         self.open_body = store.open_body
-        self.results = Results(config, log, metrics, self.next_id)
+        self.copies = Copies(config, store, log, self.next_id)
+        self.results = Results(config, log, metrics, self.next_id, self.copies)
         self.runner = Runner(config, store, lanes, self.results, log, metrics)
         self._attempts: deque[ExpressAttempt] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -452,6 +454,7 @@ class Dispatch:
         self._draining = True
         self.lanes.drain()
         self.runner.drain()
+        self.background(self.copies.flush())
 
 
 def _renumbered(number: int, deferral: Deferral) -> Deferral:

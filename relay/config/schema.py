@@ -332,6 +332,21 @@ class Queue(Section):
     """Wait for the disk before the client is told 451, seconds."""
 
 
+CopyKind = Literal["bounce", "2bounce", "delay", "policy", "resource", "software"]
+"""Classes of what went wrong, in Postfix's words."""
+
+
+class Postmaster(Section):
+    """What a person of yours is told of what went wrong (row Q7)."""
+
+    mailbox: Annotated[str, AfterValidator(_mailbox)] | None = None
+    """Where copies go; a route must lead there. None: nobody gets any."""
+    notify: Annotated[list[CopyKind], Field(max_length=6)] = ["resource", "software"]
+    """What is told, as notify_classes in Postfix: bounce, 2bounce, delay, policy, resource, software."""
+    double_bounces: Annotated[str, AfterValidator(_mailbox)] | None = None
+    """Where mail goes that could not be delivered and has no sender to return it to; none: to mailbox, if 2bounce is told."""
+
+
 class Senders(Section):
     """Restricted senders (rows S1 to S3)."""
 
@@ -401,6 +416,7 @@ class Config(Section):
     dns: Dns = Dns()
     delivery: Delivery = Delivery()
     queue: Queue = Queue()
+    postmaster: Postmaster = Postmaster()
     directory: Directory = Directory()
     senders: Senders = Senders()
     recipients: Recipients = Recipients()

@@ -24,6 +24,7 @@ from relay.mail.dsn import (
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.terms import PLAIN, Terms
 from relay.mail.trace import date
+from relay.outbound.copies import Copies
 from relay.queue.boot import boot_clock
 from relay.queue.store import NewMessage
 from relay.telemetry.maillog import MailLog
@@ -32,8 +33,9 @@ from relay.telemetry.maillog import MailLog
 class Reports:
     """Makes reports for one worker."""
 
-    def __init__(self, config: Config, log: MailLog, next_id: Callable[[], QueueId]) -> None:
+    def __init__(self, config: Config, log: MailLog, next_id: Callable[[], QueueId], copies: Copies) -> None:
         self._log = log
+        self._copies = copies
         self._next_id = next_id
         self.configure(config)
 
@@ -41,6 +43,7 @@ class Reports:
         """Take over a (new) configuration."""
         self._hostname = config.server.hostname
         self._expire_s = config.queue.expire_after_s
+        self._copies.configure(config)
 
     def make(
         self, envelope: Envelope, content: Content, created: float, notices: Sequence[Notice], until: float = 0.0
@@ -66,7 +69,7 @@ class Reports:
         by_action: dict[str, list[Notice]] = {}
         for notice in wanted:
             by_action.setdefault(notice.action, []).append(notice)
-        return tuple(
+        return self._copies.about(envelope, head, content.size, notices) + tuple(
             self._one(envelope, head, content.size, created, group, action, until)
             for action, group in by_action.items()
         )

@@ -20,6 +20,7 @@ from relay.mail.dsn import Cause, Notice
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms
 from relay.outbound.attempt import Attempt
+from relay.outbound.copies import Copies
 from relay.outbound.lane import Lane
 from relay.outbound.reports import Reports, arrival
 from relay.policy.outcome import Outcome, advice, classify
@@ -94,10 +95,12 @@ class Judged:
 class Results:
     """Judges attempts for one worker."""
 
-    def __init__(self, config: Config, log: MailLog, metrics: Metrics, next_id: Callable[[], QueueId]) -> None:
+    def __init__(
+        self, config: Config, log: MailLog, metrics: Metrics, next_id: Callable[[], QueueId], copies: Copies
+    ) -> None:
         self._log = log
         self._metrics = metrics
-        self._reports = Reports(config, log, next_id)
+        self._reports = Reports(config, log, next_id, copies)
         self.configure(config)
 
     def configure(self, config: Config) -> None:

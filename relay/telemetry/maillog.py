@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Final, Literal, Protocol
 
+from relay.config.schema import CopyKind
+
 Value = str | int | float | bool | None
 Status = Literal["sent", "deferred", "bounced", "expired"]
 Form = Literal["postfix", "json"]
@@ -31,6 +33,21 @@ LINE_OCTETS: Final = 4000
 
 RECOVERIES: Final = frozenset({"next_hop_up", "next_hop_mended", "snapshot_taken"})
 """Alarms that end an earlier one: good news has no level ``error``."""
+
+_RESOURCE: Final = frozenset(
+    {
+        "queue_full",
+        "queue_put_failed",
+        "queue_claim_failed",
+        "queue_settle_failed",
+        "queue_renew_failed",
+        "queue_close_failed",
+    }
+)
+_SOFTWARE: Final = frozenset(
+    {"next_hop_misconfigured", "next_hop_fault", "session_fault", "queue_entry_set_aside", "snapshot_refused"}
+)
+"""Alarms by the postmaster's classes."""
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DELIMITERS: Final = str.maketrans({"<": "?", ">": "?"})
@@ -84,6 +101,8 @@ class MailLog:
         self._stamp = ""
         self._starts: dict[str, str] = {}
         """How a line of this second begins, by service: names from our own code."""
+        self.copy: Callable[[CopyKind, str], None] | None = None
+        """Told what the postmaster wants to know, if anything."""
 
     # --- inbound ---
     def connect(self, client: str, listener: str) -> None:
@@ -149,6 +168,8 @@ class MailLog:
         helo = _inside_brackets(helo)
         word = "reject" if enforced else "reject_warning"
         text = f"NOQUEUE: {word}: {stage} from {client}: {reply}; from=<{sender}>{to} proto={proto} helo=<{helo}>"
+        if self.copy is not None and enforced:
+            self.copy("policy", text[9:])
         if self._json:
             self._object(
                 word,
@@ -299,6 +320,10 @@ class MailLog:
         """Something an operator has to look at: next hop down or misconfigured, snapshot refused, disk full; or
         that it is over (``RECOVERIES``).
         """
+        if self.copy is not None and event not in RECOVERIES:
+            kind: CopyKind | None = "resource" if event in _RESOURCE else "software" if event in _SOFTWARE else None
+            if kind is not None:
+                self.copy(kind, " ".join([event, *(f"{name}={_quoted(value)}" for name, value in fields.items())]))
         self.note(Level.INFO if event in RECOVERIES else Level.ERROR, event, **fields)
 
     def note(self, level: Level | str, event: str, **fields: Value) -> None:
