@@ -36,8 +36,8 @@ def test_what_was_returned_and_what_was_refused_stands_in_one_letter(make_bed: M
     with bed.relay.client() as client:
         client.open()
         assert client.command("MAIL FROM:<sender@example.net>").code == 250
-        for number in range(60):
-            assert client.command(f"RCPT TO:<user{number}@elsewhere.example>").code == 554 or number >= 15
+        for number in range(10):
+            assert client.command(f"RCPT TO:<user{number}@elsewhere.example>").code == 554
     returned = spot.send()
     [told] = letters(bed)
     text = told.get_content()

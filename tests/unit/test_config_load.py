@@ -261,7 +261,11 @@ class TestShippedFiles:
         assert shown["log"].pop("file")
         assert shown["domain"][0].pop("postmaster") == "postmaster@example.com"
         assert plain["domain"][0].pop("postmaster") is None
-        for section, key in (("directory", "snapshot"), ("directory", "key_file"), ("log", "file")):
+        assert {shown["postmaster"].pop(key) for key in ("mailbox", "double_bounces")} == {"postmaster@example.com"}
+        for section, key in (
+            ("directory", "snapshot"), ("directory", "key_file"), ("log", "file"), ("postmaster", "mailbox"),
+            ("postmaster", "double_bounces"),
+        ):  # fmt: skip
             assert plain[section].pop(key) is None
         assert shown == plain
 
