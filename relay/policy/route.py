@@ -205,7 +205,7 @@ class RouteTable:
 
     def exchanges(self) -> tuple[Exchange, ...]:
         """Whatever is found by MX, once each."""
-        return tuple(dict.fromkeys(goal for route in self._all() for goal in route.goals if isinstance(goal, Exchange)))
+        return tuple(dict.fromkeys(goal for route in self.all() for goal in route.goals if isinstance(goal, Exchange)))
 
 
 @cache
