@@ -24,6 +24,7 @@ from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import ACCEPT, Snapshot
 from relay.directory.sources import ending
 from relay.mail.address import Mailbox, domain_of
+from relay.policy.route import RouteTable
 
 DAY_S: Final = 86400.0
 ENDING_SHOWN: Final = 20  # more of them are one piece of work
@@ -53,6 +54,7 @@ def findings(config: Config, problems: list[Problem], *, offline: bool) -> list[
         *_overrides(config),
         *_routes(config),
         *_rules(config),
+        *_postmaster(config),
         *_trusted(config),
         *_web(config),
         *([] if offline else [*reachable.name_service(config), *reachable.next_hops(config)]),
@@ -226,9 +228,27 @@ def _routes(config: Config) -> Iterator[Finding]:
         text = f"delivery.concurrency is {config.delivery.concurrency}, Exchange takes {EXCHANGE_CONNECTIONS} from one source"
         hint = "write 20 or less, or raise MaxInboundConnectionPerSource"
         yield Finding(Grade.WARNING, "routes", text, hint)
+    workers = config.server.workers or len(os.sched_getaffinity(0))
+    if config.delivery.concurrency < workers:
+        text = (
+            f"delivery.concurrency is {config.delivery.concurrency}, and each of {workers} workers keeps a connection"
+        )
+        hint = f"write server.workers = {config.delivery.concurrency}, or a higher concurrency"
+        yield Finding(Grade.WARNING, "routes", text, hint)
     if config.delivery.tls == "off":
         hint = 'write delivery.tls = "opportunistic"'
         yield Finding(Grade.WARNING, "routes", "delivery.tls is off: mail goes on readable", hint)
+
+
+def _postmaster(config: Config) -> Iterator[Finding]:
+    table = RouteTable(config)
+    for key, mailbox in (
+        ("postmaster.mailbox", config.postmaster.mailbox),
+        ("postmaster.double_bounces", config.postmaster.double_bounces),
+    ):
+        if mailbox is not None and table.find(Mailbox(mailbox)) is None:
+            hint = f"add a [[route]] for {domain_of(mailbox)} or for *"
+            yield Finding(Grade.WARNING, "postmaster", f"{key}: no route leads to {mailbox}, letters will wait", hint)
 
 
 def _rules(config: Config) -> Iterator[Finding]:

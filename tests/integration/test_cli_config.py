@@ -295,6 +295,14 @@ class TestCheck:
             "nobody can log in: submission needs STARTTLS"
         ]
 
+    def test_more_workers_than_connections_and_a_postmaster_without_route_are_warned_of(self, check):
+        route = '[{domains = ["example.com"], next_hops = ["smtp:[192.0.2.1]"]}]'
+        found = grades(
+            check(ROUTE=route, SERVER__WORKERS="8", DELIVERY__CONCURRENCY="4", POSTMASTER__MAILBOX="pm@ops.example")
+        )["warning"]
+        assert "delivery.concurrency is 4, and each of 8 workers keeps a connection" in found["routes"]
+        assert found["postmaster"] == ["postmaster.mailbox: no route leads to pm@ops.example, letters will wait"]
+
     def test_no_route_to_the_outside_is_warned_of(self, check):
         route = '[{domains = ["example.com"], next_hops = ["smtp:[192.0.2.1]"]}]'
         assert grades(check(ROUTE=route))["warning"]["routes"] == [
