@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--restriction-attribute", metavar="NAME", help="attribute that restricts senders")
     made.add_argument("--restricted", type=_file, metavar="FILE", help="restricted senders, one address a line")
     made.add_argument(
-        "--users", type=_file, metavar="FILE", help="name:password:address a line (unused until submission)"
+        "--users", type=_file, metavar="FILE", help="name:password:address a line: who may log in on 587 and 465"
     )
     made.add_argument("--next-hop", type=_endpoint, required=True, metavar="HOST:PORT", help="serves the domains")
     made.add_argument("--default-next-hop", type=_endpoint, metavar="HOST:PORT", help="serves every other domain")
@@ -161,6 +161,10 @@ def configuration(options: argparse.Namespace, domains: list[str]) -> str:
     for role, option in ROLES:
         if (address := getattr(options, option)) is not None:
             lines += _table("[[listener]]", name=role, address=address, role=role)
+    if options.users:
+        # Everything comes from one address here, so only the budget of each account is what it is when shipped.
+        lines += _table("[auth]", client_failures=10_000, network_failures=100_000)
+        lines += _table("[[auth.stores]]", name="local", type="file", path=options.users)
     lines += _table("[[domain]]", names=domains, recipients="directory")
     lines += _table("[[route]]", domains=domains, next_hops=[_next_hop(options.next_hop)])
     if options.default_next_hop:
@@ -268,8 +272,6 @@ def main() -> None:
         made.error("give --recipients, --ldap, or both")
     if not options.recipients and not options.domains:
         made.error("--ldap without --recipients needs --domains")
-    if options.users:
-        print("bench/serve: --users is accepted and unused: there is no submission yet", file=sys.stderr)
     options.state.mkdir(parents=True, exist_ok=True)
     options.pidfile.unlink(missing_ok=True)
     domains = options.domains or domains_of(options.recipients)

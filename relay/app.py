@@ -40,14 +40,15 @@ def worker(child: Child) -> int:
 
 
 def hub(child: Child) -> int:
-    """Count sessions over all workers."""
+    """Count sessions over all workers, check logins."""
     return hub_server.run(child)
 
 
 def load_hub(config: Config) -> None:
-    """Import ldap3 where the hub's user could not do it later; else only the process that reads a directory pays for it."""
+    """Import what checks logins, and ldap3 where the hub's user could not do it later; else only the process that reads a directory pays for it."""
     if config.directory.ldap and not _open_to_all("ldap3"):
         connection.preload()
+    hub_server.load(config)
 
 
 def _open_to_all(package: str) -> bool:

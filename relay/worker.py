@@ -13,6 +13,7 @@ from typing import Final
 
 import uvloop
 
+from relay.auth.client import AuthClient, Offers
 from relay.config.schema import Config
 from relay.control import (
     Abort,
@@ -33,7 +34,7 @@ from relay.dispatch import Dispatch
 from relay.hub.client import HubClient
 from relay.inbound.listener import SWEEP_S, Listener
 from relay.inbound.session import Session
-from relay.net.tls import TlsError, server_context
+from relay.net.tls import TlsError, endpoint_binding, server_context
 from relay.outbound import lanes
 from relay.outbound.lanes import Lanes
 from relay.queue.sqlite import SqliteStore
@@ -81,7 +82,11 @@ class Worker:
         if self.metrics.problem is not None:
             self.log.alarm("metrics_not_shared", cause=str(self.metrics.problem))
         self._tls = _tls(child.config, child.secrets)
+        self._binding = endpoint_binding(child.secrets.tls_certificate)
+        self.listeners: list[Listener] = []
+        self.logins = AuthClient(child.hub_address, self._offered)
         self.directory = Directory(child.config.snapshot_path, child.secrets.snapshot_key)
+        self._offers: Offers = {}
         self._prepared: tuple[Config, ssl.SSLContext | None, Secrets] | None = None
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._drained = asyncio.Event()
@@ -105,13 +110,16 @@ class Worker:
             child.hub_address, config.limits.sessions, config.limits.sessions_per_client, child.live_workers
         )
         await self.hub.start()
+        if config.auth.stores:
+            await self.logins.start()
         self.listeners = [
             Listener(
                 entry, config, directory=self.directory, dispatch=self.dispatch, hub=self.hub, log=self.log,
-                metrics=self.metrics, tls=self._tls,
+                metrics=self.metrics, tls=self._tls, binding=self._binding, logins=self.logins,
             )
             for entry, _ in child.listeners
         ]  # fmt: skip
+        self._offered(self._offers)
         self._every(FLUSH_S, self.metrics.flush)
         self._every(lanes.SWEEP_S, self._sweep_lanes)
         self._every(SWEEP_S, self._sweep_sessions)
@@ -144,6 +152,12 @@ class Worker:
 
     def _entry_set_aside(self, entry: SetAside) -> None:
         self.log.alarm("queue_entry_set_aside", id=entry.id, key=entry.key, cause=entry.reason)
+
+    def _offered(self, offers: Offers) -> None:
+        """The hub says what the listeners may offer for logging in."""
+        self._offers = offers
+        for listener in self.listeners:
+            listener.verify(offers.get(listener.name, []))
 
     # --- upkeep --------------------------------------------------------------------------------------------------------
 
@@ -214,7 +228,9 @@ class Worker:
         self.hub.limit(config.limits.sessions, config.limits.sessions_per_client)
         entries = {entry.name: entry for entry in config.listener}
         for listener in self.listeners:
-            listener.configure(entries[listener.name], config, tls)
+            listener.configure(entries[listener.name], config, tls, endpoint_binding(secrets.tls_certificate))
+        if config.auth.stores:
+            self.logins.go_on()
         self.directory.rekey(secrets.snapshot_key)
         self.log.note("info", "reloaded")
 
@@ -246,6 +262,7 @@ class Worker:
         except QueueError as error:
             self.log.alarm("queue_close_failed", error=str(error))
         self.hub.stop()
+        self.logins.stop()
         for timer in self._timers.values():
             timer.cancel()
         self.log.note("info", "drained")

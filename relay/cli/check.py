@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from relay.auth.stores import check_stores
 from relay.cli.findings import findings
 from relay.cli.grade import Finding, Grade, mark
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, EXIT_REFUSED, ConfigOption, JsonOption
@@ -43,7 +44,8 @@ def check(offline: OfflineOption = False, config: ConfigOption = DEFAULT_CONFIG,
             )
         )
         raise typer.Exit(EXIT_REFUSED) from None
-    report = findings(loaded.config, check_files(loaded.config, loaded.origin), offline=offline)
+    problems = [*check_files(loaded.config, loaded.origin), *check_stores(loaded.config, loaded.origin)]
+    report = findings(loaded.config, problems, offline=offline)
     grade = next(grade for grade in _WORST_FIRST if any(finding.grade is grade for finding in report))
     if as_json:
         print(

@@ -90,7 +90,7 @@ def parse(text: str, wrong: Kind) -> Mailbox | Kind:
 def is_trusted(config: Config, client: str) -> bool:
     """Whether the client may relay. Raises CommandFailed for what is no IP address."""
     try:
-        return bool(client) and ClientRules(config.trusted).trusted(client)
+        return bool(client) and ClientRules(config.trusted.networks).trusted(client)
     except ValueError:
         raise CommandFailed(f"--client {client}: not an IP address; write for example 192.0.2.7") from None
 

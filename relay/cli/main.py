@@ -27,6 +27,8 @@ _COMMANDS: Final = {
     "sender": "relay.cli.sender:sender",
     "route": "relay.cli.route:route",
     "explain": "relay.cli.explain:explain",
+    "auth": "relay.cli.auth:app",
+    "hash-password": "relay.cli.hash_password:hash_password",
     "queue": "relay.cli.queue:app",
     "version": "relay.cli.main:version",
 }

@@ -24,7 +24,7 @@ from relay.config.load import load
 from relay.config.schema import Config
 from relay.inbound.transaction import Rules, Transaction
 from relay.mail.address import Mailbox, is_relay_form
-from relay.mail.reply import BAD_RECIPIENT, BAD_SENDER, OK_RCPT, SENDER_RESTRICTED, Kind
+from relay.mail.reply import ABOUT_SENDER, BAD_RECIPIENT, BAD_SENDER, OK_RCPT, Kind
 from relay.policy.route import RouteTable
 
 
@@ -57,12 +57,12 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
     if "@" not in mailbox:  # RFC 5321 §4.5.1
         mailbox = rules.postmaster or mailbox
     directory = in_use(config)
-    transaction = Transaction(origin, False, is_trusted(config, client), rules, directory)
+    transaction = Transaction(origin, False, is_trusted(config, client), rules, directory, client)
     form = is_relay_form(mailbox)
     steps: list[str] = []
     questions = list(transaction.questions(mailbox, form, steps.append))
     verdict = transaction.judge_recipient(mailbox, form)
-    named = origin if verdict.kind is SENDER_RESTRICTED else mailbox
+    named = origin if verdict.kind in ABOUT_SENDER else mailbox
     return Judged(
         address=mailbox,
         accepted=verdict.kind is None,
@@ -70,7 +70,7 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
         stage="RCPT",
         reply=reply_line(config, verdict.kind or OK_RCPT, named, verdict.text),
         not_enforced=tuple(
-            reply_line(config, s.kind, origin if s.kind is SENDER_RESTRICTED else mailbox, s.text)
+            reply_line(config, s.kind, origin if s.kind in ABOUT_SENDER else mailbox, s.text)
             for s in verdict.shadow
             if s.kind is not None
         ),

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from relay.auth.stores import check_stores
 from relay.cli.options import DEFAULT_CONFIG, CommandFailed, ConfigOption
 from relay.config.files import check_files
 from relay.config.load import read
@@ -22,7 +23,7 @@ def reload(
 ) -> None:
     """Check the configuration and have the running relay take it up. It takes all of it or nothing; its log says which."""
     loaded = read(config, os.environ)
-    problems = check_files(loaded.config, loaded.origin)
+    problems = [*check_files(loaded.config, loaded.origin), *check_stores(loaded.config, loaded.origin)]
     if problems:
         raise ConfigErrors(problems)
     supervisor = pid or _supervisor(loaded.config.server.spool / "lock")

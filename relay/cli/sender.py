@@ -8,30 +8,41 @@ from typing import Annotated
 import typer
 
 from relay.cli.directory import in_use
-from relay.cli.judged import Judged, VerboseOption, parse, reply_line, rule_line, show, snapshot_facts
+from relay.cli.judged import (
+    ClientOption,
+    Judged,
+    VerboseOption,
+    is_trusted,
+    parse,
+    reply_line,
+    rule_line,
+    show,
+    snapshot_facts,
+)
 from relay.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.inbound.transaction import Rules, Transaction
 from relay.mail.reply import BAD_SENDER, OK_MAIL, Kind
-from relay.policy.sender import decide
 from relay.policy.verdict import ACCEPT
 
 
 def sender(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="The sender, e.g. user@example.com, or <>.")],
+    client: ClientOption = "",
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Say whether ADDRESS may send, which rule decides, and the exact reply.
 
-    The exit code is 0 when it may and 1 when it is refused.
+    With --client it is judged as that client's: strangers may not use our own domains. The exit code is 0 when it may and 1
+    when it is refused.
     """
-    show(judge(load(config, os.environ), address), verbose=verbose, as_json=as_json)
+    show(judge(load(config, os.environ), address, client), verbose=verbose, as_json=as_json)
 
 
-def judge(config: Config, address: str) -> Judged:
+def judge(config: Config, address: str, client: str) -> Judged:
     """The answer of MAIL, or of every RCPT where senders are told there. Raises CommandFailed."""
     mailbox = parse(address, BAD_SENDER)
     if mailbox and not isinstance(mailbox, Kind) and "@" not in mailbox:  # postmaster alone is a recipient only
@@ -40,10 +51,9 @@ def judge(config: Config, address: str) -> Judged:
         return Judged(address, False, "syntax", "MAIL", reply_line(config, mailbox), (), {})
     rules = Rules.of(config)
     directory = in_use(config)
-    # The transaction asks the snapshot as it does at MAIL; without a restriction there is nothing to decide.
-    transaction = Transaction(mailbox, False, False, rules, directory)
-    restriction = transaction.restriction
-    verdict = ACCEPT if restriction is None else decide(restriction, rules.sender)
+    # Without --client nobody is a stranger: the question is whether the sender is restricted.
+    transaction = Transaction(mailbox, False, not client or is_trusted(config, client), rules, directory, client)
+    verdict = transaction.of_sender() or ACCEPT
     return Judged(
         address=mailbox,
         accepted=verdict.kind is None,

@@ -167,9 +167,9 @@ def _unknown(key: _Key) -> tuple[str, str]:
     top = key.parent is Config
     what = "there is no such table" if top else "there is no such key"
     close = get_close_matches(key.name, known, n=1)
-    if close:
-        return what, f"did you mean {close[0]}?"
     homes = [home.table for home in (_key((table,)) for table in Config.model_fields) if _knows(home.section, key.name)]
+    if close and not (homes and top):  # a key that is right elsewhere is no misspelt table
+        return what, f"did you mean {close[0]}?"
     if homes:
         return "stands outside its table" if top else what, f"move it to {' or '.join(homes)}"
     return what, f"remove it, or use one of: {', '.join(known)}"

@@ -28,6 +28,7 @@ MEGABYTE: Final = 1024 * 1024
 
 # Upper bounds keep slips of the keyboard (a zero too many, octets for megabytes) out of sockets, timers and memory.
 LARGEST_MESSAGE: Final = 2**31 - 1  # Exchange takes no more; also what fits everywhere as a length
+STORES: Final = 20  # a login asks them one after the other
 LISTENERS: Final = 64  # each is a socket and a metrics label
 
 
@@ -45,6 +46,16 @@ class Mode(StrEnum):
     ENFORCE = "enforce"
     LOG = "log"
     OFF = "off"
+
+
+class Mechanism(StrEnum):
+    """How a client logs in (SASL, RFC 4954)."""
+
+    PLAIN = "PLAIN"
+    LOGIN = "LOGIN"
+    CRAM_MD5 = "CRAM-MD5"
+    SCRAM_SHA_256 = "SCRAM-SHA-256"
+    SCRAM_SHA_256_PLUS = "SCRAM-SHA-256-PLUS"
 
 
 class LineEndings(StrEnum):
@@ -161,6 +172,15 @@ class Listener(Section):
     """mx: port 25, offers STARTTLS. submission: 587, STARTTLS then AUTH. submissions: 465, TLS from the start."""
     require_tls: bool = False
     """For role mx only: answer 530 5.7.0 before STARTTLS. A public server must not (RFC 3207 section 4)."""
+    auth: bool = False
+    """For role mx only: offer AUTH inside TLS on this port, too. The other roles always do."""
+    stores: Annotated[list[Annotated[str, AfterValidator(_label)]], Field(max_length=STORES)] = []
+    """Names of the auth.stores that accounts of this listener stand in; empty: all of them."""
+
+    @property
+    def takes_logins(self) -> bool:
+        """Whether AUTH is offered once TLS is up."""
+        return self.auth or self.role is not Role.MX
 
 
 class Server(Section):
@@ -356,6 +376,57 @@ class Senders(Section):
     """When they are told; at rcpt the log names the recipient."""
     text: Annotated[str, AfterValidator(_refusal)] = "This account is not allowed to send emails"
     """Wording of the refusal when the entry has none of its own."""
+    own_domains: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
+    """What happens to strangers (neither trusted nor logged in) who name one of our domains as envelope sender."""
+    own_domains_from: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
+    """Clients outside that may do so all the same, such as a newsletter service: addresses or networks."""
+
+
+class Store(Section):
+    """One place where accounts stand."""
+
+    name: Annotated[str, AfterValidator(_label), Field(examples=["local"])]
+    """Short name, used in logs and by listener.stores."""
+    type: Annotated[Literal["file"], Field(examples=["file"])]
+    """file: NAME:PASSWORD:ADDRESSES a line, passwords as made by ``relay hash-password``."""
+    path: Annotated[FilePath, Field(examples=["/etc/dmz-relay/users"])]
+    """The file. The hub's user must be able to read it and nobody else should."""
+
+
+class Auth(Section):
+    """Logging in on the listeners that offer it (rows A1 to A9). Only ever inside TLS."""
+
+    stores: Annotated[list[Store], Field(max_length=STORES)] = []
+    """Where accounts stand; asked in this order."""
+    mechanisms: Annotated[list[Annotated[Mechanism, Field(strict=False)]], Field(max_length=len(Mechanism))] = []
+    """What is offered; empty: all that every account of every store of the listener can use."""
+    by_hand: bool = False
+    """Offer auth.mechanisms even where some accounts cannot use one of them. Their clients may then fail to log in."""
+    account_failures: Annotated[int, Field(ge=3, le=1000)] = 9
+    """Wrong passwords for one account, from anywhere, within auth.window_s. Keep it below the directory's lock-out."""
+    client_failures: Annotated[int, Field(ge=3, le=10_000)] = 20
+    """Failed logins of one client address within auth.window_s; then it is told 454."""
+    network_failures: Annotated[int, Field(ge=3, le=100_000)] = 100
+    """The same for a network: /24 of IPv4, /48 of IPv6."""
+    window_s: Annotated[float, Field(ge=10, le=DAY_S)] = 900.0
+    """How long a failure counts, seconds."""
+    failure_delay_s: Annotated[float, Field(ge=0, le=30)] = 1.0
+    """A failed login is answered after this long, whatever the reason, seconds."""
+    show_login: bool = False
+    """Name the account in the Received header."""
+
+
+class Submission(Section):
+    """What logged-in users may do (rows A11, F4)."""
+
+    sender: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
+    """What happens to mail whose envelope sender is none of the account's addresses."""
+    null_sender: bool = False
+    """Let users send with the null sender, as programs do that write reports."""
+    any_sender: Annotated[list[str], Field(max_length=10_000)] = []
+    """Accounts that may send as anybody."""
+    own_domains: Annotated[list[str], Field(max_length=10_000)] = []
+    """Accounts that may send as anybody of the relay's own domains."""
 
 
 class Recipients(Section):
@@ -422,6 +493,8 @@ class Config(Section):
     recipients: Recipients = Recipients()
     content: Content = Content()
     trusted: Trusted = Trusted()
+    auth: Auth = Auth()
+    submission: Submission = Submission()
     log: Log = Log()
     web: Web = Web()
 

@@ -57,6 +57,8 @@ def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> lis
             "give each its own",
         ),
         *_ldap(tables),
+        *_twice(tables, ("auth", "stores", EVERY, "name"), "a store named {} stands above already", "name each once"),
+        *_stores(tables),
         *_transport(tables),
         *_weights(tables),
         *_twice(tables, ("directory", "overrides", EVERY, "address"), "{} has an override above already", "keep one"),
@@ -142,6 +144,14 @@ def _ldap(tables: Mapping[str, object]) -> Iterator[Fault]:
             if name.lower() not in asked:
                 hint = f'add it to a [[domain]] with recipients = "directory", or remove "{name}" here'
                 yield Fault((*at, *place), f'no domain asks the directory for "{name}"', hint)
+
+
+def _stores(tables: Mapping[str, object]) -> Iterator[Fault]:
+    """Stores that listeners name and nobody has written."""
+    written = {text for _, text in _texts(tables, "auth", "stores", EVERY, "name")}
+    for at, text in _texts(tables, "listener", EVERY, "stores", EVERY):
+        if text not in written:
+            yield Fault(at, f'there is no store named "{text}"', "write one of the names in auth.stores")
 
 
 def _transport(tables: Mapping[str, object]) -> Iterator[Fault]:

@@ -3,8 +3,7 @@
 Fixed-size frames keep a batch cheap: one ``iter_unpack`` a read, one write a loop iteration. Both sides run the same
 release (all are forked from one supervisor), so a version is checked once per connection and never negotiated.
 
-Room: budgets of unknown recipients (one frame per changed key every 200 ms, both ways) and authentication take new
-numbers. A type whose content is longer states in ``argument`` how many octets follow its frame.
+Room: budgets of unknown recipients (one frame per changed key every 200 ms, both ways) take new numbers. A type whose content is longer states in ``argument`` how many octets follow its frame.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ class Ask(IntEnum):
     """May a session of the client open? argument: tag of the answer."""
     CLOSE = 4
     """One session of the client ended; not answered."""
+    LOGINS = 5
+    """Alone on a connection: from here on it is about logins (``auth.question``). argument: ``VERSION``."""
 
 
 class Tell(IntEnum):

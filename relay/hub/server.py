@@ -8,17 +8,22 @@ reading directories, too (``directory.schedule``). It must not know SMTP or the 
 from __future__ import annotations
 
 import asyncio
-from typing import Final, cast
+import importlib
+from typing import TYPE_CHECKING, Final, cast
 
 import uvloop
 
 from relay.config.schema import Config, Limits
-from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready, Reopen, Secrets
+from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready, Refused, Reopen, Secrets
 from relay.directory.schedule import Schedule
 from relay.directory.sync import Outcome
 from relay.hub.frames import ANSWER, REQUEST, VERSION, Ask, Tell, Verdict
 from relay.telemetry.logs import LogWriter
 from relay.telemetry.maillog import MailLog, adopt, note
+
+if TYPE_CHECKING:
+    from relay.auth.server import Desk
+    from relay.auth.stores import Stores
 
 CONNECTIONS_MAX: Final = 256
 """Open connections: 64 workers (the most there can be), their predecessors not yet noticed as dead, and diagnosis."""
@@ -65,6 +70,8 @@ class Hub:
         """``first``: it starts together with its workers, so nobody can hold a session yet."""
         self.counts = Counts(limits)
         self.workers: set[WorkerLink] = set()
+        self.desk: Desk | None = None
+        """Where logins are checked; None without stores."""
         self._settled = first
         self._expected = live_workers
         if not self._settled:
@@ -163,6 +170,9 @@ class WorkerLink(asyncio.Protocol):
 
     def _rare(self, ask: int, argument: int, key: int) -> bool:
         """Frames of a new connection; False when it was ended."""
+        if ask == Ask.LOGINS and argument == VERSION and not self.greeted and not self.holds:
+            self._hand_over()
+            return False
         if ask == Ask.HELLO and argument == VERSION:
             self.greeted = True
             self._hub.greeted(self)
@@ -176,6 +186,16 @@ class WorkerLink(asyncio.Protocol):
             return True
         self._break(f"it sent a frame that makes no sense (type {ask}, argument {argument})")
         return False
+
+    def _hand_over(self) -> None:
+        """The connection is about logins: let the desk have it. Nothing else is sent before the desk has spoken."""
+        desk, transport = self._hub.desk, self._transport
+        if desk is None or transport is None:
+            self._break("it asks about logins, and there is no store")
+            return
+        self._transport = None
+        self._hub.workers.discard(self)
+        transport.set_protocol(desk.link(transport))
 
     def welcome(self) -> None:
         """The worker may ask from now on."""
@@ -199,12 +219,15 @@ class Member:
     def __init__(self, child: Child, loop: asyncio.AbstractEventLoop) -> None:
         self._hub = Hub(child.config.limits, child.live_workers, loop, first=child.incarnation == 1)
         self._listening = child.hub
-        self._prepared: tuple[Config, Secrets] | None = None
+        self._loop = loop
+        self._prepared: tuple[Config, Secrets, Stores | None] | None = None
         self._config = child.config
         self._secrets = child.secrets
         self._schedule = Schedule(loop, _told)
         self._writer = LogWriter(child.config.log.file)
         self._adopt_log()
+        if child.config.auth.stores:
+            self._hub.desk = _desk(child.config, loop)
         self._drained = asyncio.Event()
         self._control = Control(child.control, loop, child.config.process.heartbeat_timeout_s)
         self._control.on(Prepare, self._prepare)
@@ -222,6 +245,8 @@ class Member:
         await self._drained.wait()
         self._schedule.stop()
         server.close()
+        if self._hub.desk is not None:
+            self._hub.desk.close()
         for worker in tuple(self._hub.workers):
             worker.close()
         self._control.close()
@@ -229,13 +254,28 @@ class Member:
         return 0
 
     def _prepare(self, message: Prepare) -> None:
-        self._prepared = message.config, message.secrets
+        stores: Stores | None = None
+        if message.config.auth.stores:
+            try:
+                stores, problems = importlib.import_module("relay.auth.stores").prepare(message.config)
+                load(message.config)
+            except ImportError as error:
+                self._control.send(Refused(f"the first auth.stores need a restart: {error}"))
+                return
+            if problems:
+                self._control.send(Refused("; ".join(problems)))
+                return
+        self._prepared = (message.config, message.secrets, stores)
         self._control.send(Prepared())
 
     def _commit(self, _: Commit) -> None:
         if self._prepared is not None:
-            (self._config, self._secrets), self._prepared = self._prepared, None
+            (self._config, self._secrets, stores), self._prepared = self._prepared, None
             self._hub.counts.limit(self._config.limits)
+            if self._hub.desk is not None:
+                self._hub.desk.commit(self._config, stores)
+            elif stores is not None:
+                self._hub.desk = _desk(self._config, self._loop)
             self._adopt_log()
             self._read_directories()
 
@@ -270,6 +310,17 @@ def _told(outcome: Outcome) -> None:
         for reading in outcome.readings:
             for failed in reading["failed"]:
                 note("warning", "directory_server_failed", directory=reading["profile"], why=failed)
+
+
+def load(config: Config) -> None:
+    """Import what checks logins, while that is still possible: some libraries, which no other process needs."""
+    if config.auth.stores:
+        importlib.import_module("relay.auth.server").preload()
+
+
+def _desk(config: Config, loop: asyncio.AbstractEventLoop) -> Desk:
+    made: Desk = importlib.import_module("relay.auth.server").Desk(config, loop)
+    return made
 
 
 def run(child: Child) -> int:

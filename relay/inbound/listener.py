@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from relay.auth.client import AuthClient
 from relay.config import schema
-from relay.config.schema import Config, Role
+from relay.config.schema import Config, Mechanism, Role
 from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
 from relay.hub.client import HubClient
@@ -44,6 +45,8 @@ class Listener:
         log: MailLog,
         metrics: Metrics,
         tls: ssl.SSLContext | None,
+        binding: bytes,
+        logins: AuthClient,
     ) -> None:
         self.name = listener.name
         self.directory = directory
@@ -51,6 +54,8 @@ class Listener:
         self.hub = hub
         self.log = log
         self.metrics = metrics
+        self.logins = logins
+        self._verifiable: Sequence[Mechanism] = ()
         self.sessions: set[Wire] = set()
         self.draining = False
         self.clock = time.monotonic
@@ -61,10 +66,10 @@ class Listener:
         self._date_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._largest: int | None = None
-        self.configure(listener, config, tls)
+        self.configure(listener, config, tls, binding)
 
-    def configure(self, listener: schema.Listener, config: Config, tls: ssl.SSLContext | None) -> None:
-        """Take over a (new) configuration."""
+    def configure(self, listener: schema.Listener, config: Config, tls: ssl.SSLContext | None, binding: bytes) -> None:
+        """Take over a (new) configuration. ``binding``: digest of the certificate (RFC 5929 §4), empty without."""
         limits = config.limits
         self.hostname = config.server.hostname
         self.soft_bounce = config.server.soft_bounce
@@ -72,6 +77,9 @@ class Listener:
         self.implicit_tls = listener.role is Role.SUBMISSIONS
         self.require_tls = listener.role is Role.SUBMISSION or listener.require_tls
         self.require_auth = listener.role is not Role.MX
+        self.takes_logins = listener.takes_logins and tls is not None and bool(config.auth.stores)
+        self.show_login = config.auth.show_login
+        self.binding = binding
         self.errors = limits.errors or -1
         self.command_timeout_s = limits.command_timeout_s
         self.data_timeout_s = limits.data_timeout_s
@@ -90,14 +98,27 @@ class Listener:
         self._largest = largest
         own = self.receive.message_octets
         self.offered = own if largest is None else min(own, largest)
+        # Channel binding needs a certificate that it can be bound to.
+        self.mechanisms = tuple(
+            one
+            for one in self._verifiable
+            if self.takes_logins and (self.binding or one is not Mechanism.SCRAM_SHA_256_PLUS)
+        )
         self.ehlo, self.ehlo_in_tls = self._ehlos(self.offered)
         self.ehlo_trusted, self.ehlo_trusted_in_tls = self._ehlos(own)
+
+    def verify(self, mechanisms: Sequence[Mechanism]) -> None:
+        """The hub says what its stores can verify now."""
+        self._verifiable = mechanisms
+        self.offer(self._largest)
 
     def _ehlos(self, size: int) -> tuple[bytes, bytes]:
         """Without and in TLS."""
         offers = ["PIPELINING", f"SIZE {size}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN", "CHUNKING"]
         offers.append(f"LIMITS RCPTMAX={self.rules.recipients}")  # RFC 9422; there is no MAILMAX to tell
-        return self._ehlo([*offers, "STARTTLS"] if self.tls is not None else offers), self._ehlo(offers)
+        auth = [f"AUTH {' '.join(self.mechanisms)}"] if self.mechanisms else []
+        clear = self._ehlo([*offers, "STARTTLS"] if self.tls is not None else offers)
+        return clear, self._ehlo([*offers, *auth])
 
     def _ehlo(self, offers: list[str]) -> bytes:
         lines = [f"250-{text}" for text in (self.hostname, *offers[:-1])]

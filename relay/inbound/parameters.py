@@ -28,15 +28,19 @@ RCPT_PREFIX: Final = re.compile(rb"RCPT TO: ?(?=\S)", re.IGNORECASE).match
 
 # esmtp-value is printable ASCII without "=" (RFC 5321 §4.1.2), and UTF-8 where SMTPUTF8 is on (RFC 6531 §3.3).
 _PARAMETER: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~\u0080-\U0010ffff]+))?")
+_XTEXT: Final = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")  # RFC 3461 §4
 SIZE_DIGITS: Final = 20  # RFC 1870 §4
 
 
 class MailParameters(NamedTuple):
-    """``size`` in octets as declared, 0 when not; ``body_8bit`` for BODY=8BITMIME; ``terms``: DSN and SMTPUTF8."""
+    """``size`` in octets as declared, 0 when not; ``body_8bit`` for BODY=8BITMIME; ``terms``: DSN and SMTPUTF8;
+    ``auth``: there was AUTH= (RFC 4954 §5), whose value nobody here trusts.
+    """
 
     size: int
     body_8bit: bool
     terms: Terms = PLAIN
+    auth: bool = False
 
 
 def _split(text: str) -> dict[str, str | None] | None:
@@ -57,7 +61,7 @@ def mail_parameters(text: str) -> MailParameters | Kind:
     parameters = _split(text)
     if parameters is None:
         return BAD_ARGUMENTS
-    size, body_8bit, utf8, ret, envid = 0, False, False, "", ""
+    size, body_8bit, auth, utf8, ret, envid = 0, False, False, False, "", ""
     for key, value in parameters.items():
         given = value or ""
         match key:
@@ -77,9 +81,13 @@ def mail_parameters(text: str) -> MailParameters | Kind:
                 envid = parse_envid(given) or ""
                 if not envid:
                     return BAD_ARGUMENTS
+            case "AUTH":
+                if given != "<>" and _XTEXT.fullmatch(given) is None:
+                    return BAD_ARGUMENTS
+                auth = True
             case _:
                 return BAD_PARAMETER
-    return MailParameters(size, body_8bit, Terms(utf8, ret, envid) if utf8 or ret or envid else PLAIN)
+    return MailParameters(size, body_8bit, Terms(utf8, ret, envid) if utf8 or ret or envid else PLAIN, auth)
 
 
 def rcpt_parameters(text: str) -> RecipientTerms | Kind:

@@ -85,6 +85,8 @@ class Rehearsal:
             log=MailLog(_Lines(self._log), config.log.format, config.server.hostname),
             metrics=cast("Metrics", _Uncounted()),
             tls=tls,
+            binding=b"",
+            logins=cast("Any", None),  # a rehearsal logs nobody in
         )
         self.session = _Session(self.listener)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from relay.config.schema import Mode
+from relay.inbound import login
 from relay.inbound.chunks import Assembly, Chunk, announced
 from relay.inbound.parameters import (
     MAIL_PREFIX,
@@ -21,17 +22,18 @@ from relay.inbound.parameters import (
 )
 from relay.inbound.receiver import Receiver
 from relay.inbound.transaction import Transaction
-from relay.inbound.wire import NO_TEXT, Wire
+from relay.inbound.wire import LINE_OCTETS, NO_TEXT, Wire
 from relay.mail import reply
 from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, is_relay_form, parse_path, unquoted
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN, RecipientTerms
-from relay.mail.trace import Origin, helo_text, literal, origin, received
+from relay.mail.trace import Origin, helo_text, literal, logged_in_as, origin, received
 from relay.policy.verdict import Verdict
 
 if TYPE_CHECKING:
     from relay.inbound.listener import Listener
+    from relay.policy.ownership import Account
 
 HELO_OCTETS: Final = 255
 
@@ -51,6 +53,8 @@ class Session(Wire):
         self.helo = ""
         self.protocol = "SMTP"
         self._origin = Origin("")
+        self.account: Account | None = None
+        self._login: login.Login | None = None
         self._transaction: Transaction | None = None
         self._assembly: Assembly | None = None
         self._queue_id = QueueId("")
@@ -64,6 +68,7 @@ class Session(Wire):
     def forget(self) -> None:
         """Everything said in the clear is void."""
         self.helo = ""
+        self._login = self.account = None
         self._drop()
 
     def _drop(self) -> None:
@@ -73,10 +78,62 @@ class Session(Wire):
             self._assembly.receiver.discard()
             self._assembly = None
 
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone, perhaps in the middle of a login."""
+        super().connection_lost(error)
+        if self._login is not None:
+            self._login.abandon()
+            self._login = None
+
+    def may_be_long(self, line: bytes) -> bool:
+        """AUTH and its responses alone (RFC 4954 §4)."""
+        return len(line) <= login.RESPONSE_OCTETS + LINE_OCTETS and (
+            self._login is not None or line[:5].upper() == b"AUTH "
+        )
+
+    # --- logging in ----------------------------------------------------------------------------------------------------
+
+    def challenge(self, text: bytes) -> None:
+        """Say 334; ``text`` is base64."""
+        self.listener.metrics.replied(reply.AUTH_CONTINUE)
+        self._out.append(b"334 " + text + b"\r\n")
+
+    def logged_in(self, account: Account) -> None:
+        """From now on the session acts for ``account``."""
+        self._login = None
+        self.account = account
+        if self.listener.require_auth or self.protocol != "SMTP":
+            self.protocol = "ESMTPSA"
+        self._come_from()
+
+    def logged_out(self) -> None:
+        """A login failed."""
+        self._login = None
+
+    def _auth(self, argument: bytes) -> None:
+        listener = self.listener
+        if not self.helo:
+            self.say(reply.NEED_HELO)
+        elif not self.tls:
+            self.say(reply.NEED_TLS if listener.require_tls else reply.AUTH_NEEDS_TLS)
+        elif self.account is not None:
+            self.say(reply.AUTH_AGAIN)
+        elif not self.idle:
+            self.say(reply.AUTH_IN_TRANSACTION)
+        elif not listener.mechanisms:
+            self.say(reply.AUTH_UNAVAILABLE if listener.takes_logins else reply.AUTH_DISABLED)
+        else:
+            self._login = login.start(self, argument)
+            if self._login is not None:
+                self._login.begin()
+
     # --- commands ------------------------------------------------------------------------------------------------------
 
     def command(self, line: bytes) -> None:
         """One command line."""
+        if self._login is not None:
+            self._login.line(line)
+            return
         verb = line[:4].upper()
         if verb == b"RCPT":
             self._rcpt(line)
@@ -97,16 +154,21 @@ class Session(Wire):
             self.say(reply.BAD_HELO)
             return False
         self.helo = helo_text(argument.decode("ascii"))
-        self._origin = origin(self.helo, "", self.address)
+        self._come_from()
         self.protocol = protocol
         self._drop()  # RFC 5321 §4.1.4: EHLO acts like RSET
         return True
 
+    def _come_from(self) -> None:
+        self._origin = origin(self.helo, "", self.address)
+        if self.account is not None and self.listener.show_login:
+            self._origin = logged_in_as(self._origin, self.account.name)
+
     def _ehlo(self, argument: bytes) -> None:
-        if self._hello(argument, "ESMTPS" if self.tls else "ESMTP"):
+        if self._hello(argument, "ESMTP" if not self.tls else "ESMTPS" if self.account is None else "ESMTPSA"):
             self.listener.metrics.replied(reply.OK_EHLO)
             listener = self.listener
-            if self.trusted:
+            if self.trusted or listener.require_auth:
                 self._out.append(listener.ehlo_trusted_in_tls if self.tls else listener.ehlo_trusted)
             else:
                 self._out.append(listener.ehlo_in_tls if self.tls else listener.ehlo)
@@ -126,7 +188,8 @@ class Session(Wire):
         if listener.require_tls and not self.tls:
             self.say(reply.NEED_TLS)
             return
-        if listener.require_auth:
+        account = self.account
+        if account is None and listener.require_auth:
             self.say(reply.NEED_AUTH)
             return
         body_8bit, terms = False, PLAIN
@@ -150,12 +213,20 @@ class Session(Wire):
             if isinstance(parameters, Kind):
                 self.say(parameters)
                 return
-            if parameters.size > (listener.receive.message_octets if self.trusted else listener.offered):
+            if parameters.size > (
+                listener.receive.message_octets if self.trusted or account is not None else listener.offered
+            ):
                 self.say(reply.MESSAGE_TOO_BIG)
                 return
+            if parameters.auth and not (listener.mechanisms and self.tls):
+                self.say(reply.BAD_PARAMETER)
+                return
             body_8bit, terms = parameters.body_8bit, parameters.terms
-        transaction = self.open_transaction(mailbox, body_8bit, self.trusted, listener.rules, listener.directory)
-        verdict = transaction.judge_sender()
+        transaction = self.open_transaction(
+            mailbox, body_8bit, self.trusted or account is not None, listener.rules, listener.directory,
+            self.address, account,
+        )  # fmt: skip
+        verdict = transaction.judge_sender() if account is None else self._owner(transaction, account)
         if verdict is not None:
             self._shadows(verdict, "MAIL", mailbox, None)
             if verdict.kind is not None:
@@ -164,6 +235,12 @@ class Session(Wire):
         transaction.terms = terms
         self._transaction = transaction
         self.say(reply.OK_MAIL)
+
+    @staticmethod
+    def _owner(transaction: Transaction, account: Account) -> Verdict | None:
+        """What is said at MAIL of the sender of an account: whose it is, then whether it may send."""
+        verdict = transaction.judge_owner(account)
+        return verdict if verdict.kind is not None or verdict.shadow else transaction.judge_sender()
 
     def _rcpt(self, line: bytes) -> None:
         transaction = self._transaction
@@ -202,7 +279,7 @@ class Session(Wire):
         if verdict.shadow:
             self._shadows(verdict, "RCPT", transaction.sender, mailbox)
         if verdict.kind is not None:
-            named = transaction.sender if verdict.kind is reply.SENDER_RESTRICTED else mailbox
+            named = transaction.sender if verdict.kind in reply.ABOUT_SENDER else mailbox
             self._reject(verdict, "RCPT", named, transaction.sender, mailbox)
             return
         if said is not None:
@@ -235,7 +312,7 @@ class Session(Wire):
         """Rules in mode = "log": said in the log and counted, not to the client."""
         for shadow in verdict.shadow:
             assert shadow.kind is not None
-            named = sender if recipient is None or shadow.kind is reply.SENDER_RESTRICTED else recipient
+            named = sender if recipient is None or shadow.kind in reply.ABOUT_SENDER else recipient
             self.listener.log.reject(
                 self.client, stage, shadow.kind.line(named, shadow.text), shadow.kind.reason, shadow.rule,
                 sender, recipient, self.protocol, self.helo, enforced=False,
@@ -259,7 +336,7 @@ class Session(Wire):
         self._queue_id = listener.next_id()
         only = transaction.recipients[0] if len(transaction.recipients) == 1 else None
         trace = received(self._origin, listener.hostname, self.protocol, self._queue_id, only, listener.date())
-        return Receiver(listener.receive, trace, transaction.trusted, listener.dispatch.open_body)
+        return Receiver(listener.receive, trace, self.trusted, listener.dispatch.open_body)
 
     # --- in chunks (RFC 3030) ------------------------------------------------------------------------------------------
 
@@ -407,6 +484,7 @@ class Session(Wire):
         b"NOOP": _noop,
         b"QUIT": _quit,
         b"STARTTLS": _starttls,
+        b"AUTH": _auth,
         b"VRFY": _vrfy,
         b"EXPN": _expn,
         b"HELP": _help,

@@ -17,17 +17,25 @@ from relay.directory.snapshot import RESTRICTED, Directory
 from relay.mail.address import NULL_SENDER, Mailbox, domain_of, unquoted, without_tag
 from relay.mail.reply import TOO_MANY_RECIPIENTS, OperatorText
 from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms, Terms
-from relay.policy import recipient, sender
+from relay.policy import ownership, recipient, sender
 from relay.policy.client import ClientRules
 from relay.policy.content import HeaderRules
+from relay.policy.ownership import Account, OwnershipRules
 from relay.policy.recipient import RecipientFacts, RecipientRules
 from relay.policy.route import RouteTable, refusal
 from relay.policy.sender import SenderRules
-from relay.policy.verdict import Verdict
+from relay.policy.verdict import ACCEPT, Verdict
 
 RECIPIENTS_RULE: Final = "limits.recipients"
 
 _FULL: Final = Verdict(TOO_MANY_RECIPIENTS, RECIPIENTS_RULE)
+
+
+def _with_shadow(verdict: Verdict, first: Verdict | None) -> Verdict:
+    """``verdict``, and before it what a rule in mode log would have said."""
+    if first is None or not first.shadow:
+        return verdict
+    return replace(verdict, shadow=(*first.shadow, *verdict.shadow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,9 @@ class Rules:
 
     client: ClientRules
     sender: SenderRules
+    ownership: OwnershipRules
+    may_name_ours: ClientRules
+    """Clients outside that may use our own domains as sender."""
     recipient: RecipientRules
     header: HeaderRules
     recipients: int
@@ -53,8 +64,10 @@ class Rules:
         first = next(iter(domains.domains), None)
         routes = RouteTable(config)
         return cls(
-            ClientRules(config.trusted),
+            ClientRules(config.trusted.networks),
             SenderRules.of(config.senders),
+            OwnershipRules.of(config),
+            ClientRules(config.senders.own_domains_from),
             domains,
             HeaderRules(config),
             config.limits.recipients,
@@ -76,11 +89,20 @@ class Transaction:
     """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender; ``asked``: there was a RCPT."""
 
     __slots__ = (
-        "_directory", "_restricted", "_rules", "_said", "asked", "body_8bit", "recipients", "restriction", "sender",
-        "terms", "trusted",
+        "_directory", "_restricted", "_rules", "_said", "_spoofed", "asked", "body_8bit", "recipients", "restriction",
+        "sender", "terms", "trusted",
     )  # fmt: skip
 
-    def __init__(self, mailbox: Mailbox, body_8bit: bool, trusted: bool, rules: Rules, directory: Directory) -> None:  # noqa: FBT001
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        body_8bit: bool,  # noqa: FBT001 - facts
+        trusted: bool,  # noqa: FBT001
+        rules: Rules,
+        directory: Directory,
+        address: str = "",
+        account: Account | None = None,
+    ) -> None:
         self.sender = mailbox
         self.body_8bit = body_8bit
         self.trusted = trusted
@@ -90,8 +112,8 @@ class Transaction:
         self._said: dict[int, RecipientTerms] = {}
         self._rules = rules
         self._directory = directory
-        self.restriction: OperatorText | None = None
         snapshot = directory.snapshot
+        self.restriction: OperatorText | None = None
         if mailbox and snapshot is not None and snapshot.restricted:
             plain = unquoted(mailbox)
             if snapshot.lookup(plain) & RESTRICTED:
@@ -101,7 +123,30 @@ class Transaction:
                 bare = without_tag(plain, rules.recipient.delimiters.get(domain_of(plain), ""))
                 if bare and snapshot.lookup(bare) & RESTRICTED:
                     self.restriction = self._text(bare)
+            if account is not None and self.restriction is None:
+                self.restriction = self._restriction_of(account)
         self._restricted = None if self.restriction is None else sender.decide(self.restriction, rules.sender)
+        self._spoofed: Verdict | None = None
+        if account is None and not trusted and mailbox.rpartition("@")[2].lower() in rules.ownership.domains:
+            self._spoofed = self._stranger_of_ours(address)
+
+    def _restriction_of(self, account: Account) -> OperatorText | None:
+        """A login is as restricted as any of its addresses (row S2), whichever of them it writes."""
+        snapshot = self._directory.snapshot
+        if snapshot is None:
+            return None
+        names = {*account.addresses, Mailbox(account.name)} if "@" in account.name else account.addresses
+        return next((self._text(name) for name in names if snapshot.lookup(name) & RESTRICTED), None)
+
+    def _stranger_of_ours(self, address: str) -> Verdict:
+        """A stranger names one of our domains as its sender (row S5)."""
+        if address and self._rules.may_name_ours.trusted(address):
+            return ACCEPT
+        return ownership.spoofed(self.sender, self._rules.ownership)
+
+    def judge_owner(self, account: Account) -> Verdict:
+        """What policy says of the sender of somebody who logged in (row A11); told at MAIL."""
+        return ownership.decide(self.sender, account, self._rules.ownership)
 
     def say_of_next(self, terms: RecipientTerms) -> None:
         """Note the parameters of the RCPT whose recipient is taken next."""
@@ -127,8 +172,16 @@ class Transaction:
         """What policy says of the sender at MAIL, when that is the configured stage; then RCPT does not say it again."""
         if self._rules.sender.stage != "mail":
             return None
-        verdict, self._restricted = self._restricted, None
+        verdict = self.of_sender()
+        self._restricted = self._spoofed = None
         return verdict
+
+    def of_sender(self) -> Verdict | None:
+        """What policy says of the sender alone, whenever it is told; None when no rule concerns it."""
+        restricted, spoofed = self._restricted, self._spoofed
+        if spoofed is None or (restricted is not None and restricted.kind is not None):
+            return restricted
+        return _with_shadow(spoofed, restricted)
 
     def judge_recipient(self, mailbox: Mailbox, relay_form: bool) -> Verdict:  # noqa: FBT001 - a fact
         """What policy says of one more recipient; restricted senders are told here by default (row S2)."""
@@ -138,9 +191,11 @@ class Transaction:
         if len(self.recipients) >= self._rules.recipients:
             return _FULL
         verdict = recipient.decide(self.facts(mailbox, relay_form))
-        if restricted is not None and restricted.shadow and verdict.kind is None:
-            return replace(verdict, shadow=(*restricted.shadow, *verdict.shadow))
-        return verdict
+        if verdict.kind is not None or (restricted is None and self._spoofed is None):
+            return verdict
+        if self._spoofed is not None:  # last: whoever may not relay or invents recipients is told that
+            verdict = self._spoofed if self._spoofed.kind is not None else _with_shadow(verdict, self._spoofed)
+        return _with_shadow(verdict, restricted)
 
     def questions(
         self,
@@ -161,6 +216,10 @@ class Transaction:
             for rule, verdict in recipient.asked(facts):
                 name = rule.name if verdict is None or verdict.kind is None else verdict.rule
                 yield Asked(name, rule.why(facts), verdict)
+                if verdict is not None and verdict.kind is not None:
+                    return
+            if self._spoofed is not None:
+                yield Asked(ownership.SPOOF_RULE, "a stranger names one of our own domains as sender", self._spoofed)
 
     def question_of_sender(self) -> Asked:
         """What was asked about the sender; after MAIL has judged it there is nothing more to say."""

@@ -98,6 +98,10 @@ class Wire(SMTP):
     def forget(self) -> None:
         """TLS begins: nothing that was said before counts (RFC 3207 §4.2). Or the session is over: let go of everything."""
 
+    @abstractmethod
+    def may_be_long(self, line: bytes) -> bool:
+        """Whether a line of more than ``LINE_OCTETS``, or what there is of it, may still be taken."""
+
     @property
     @abstractmethod
     def idle(self) -> bool:
@@ -255,14 +259,14 @@ class Wire(SMTP):
             else:
                 end = data.find(b"\n", position)
                 if end < 0:
-                    if size - position > LINE_OCTETS:
+                    if size - position > LINE_OCTETS and not self.may_be_long(data[position:]):
                         self._skipping = True
                         position = size
                     elif self._skipping:
                         position = size
                     break
                 end += 1
-                if self._skipping or end - position > LINE_OCTETS:
+                if self._skipping or (end - position > LINE_OCTETS and not self.may_be_long(data[position:end])):
                     self._skipping = False
                     self.say(reply.LINE_TOO_LONG)
                 else:
@@ -345,6 +349,11 @@ class Wire(SMTP):
             self.end(reply.SHUTTING_DOWN)
         else:
             self._go_on()
+
+    def wait(self) -> None:
+        """What comes next from the client waits, until ``answered``, for an answer that comes in bounded time."""
+        self.busy = True
+        self.deadline = float("inf")
 
     # --- TLS -----------------------------------------------------------------------------------------------------------
 

@@ -99,6 +99,9 @@ BYE: Final = Kind(221, "2.0.0", "Bye", "quit")
 OK_EHLO: Final = Kind(250, "", "EHLO", "ehlo")
 """Stands for the many lines of EHLO's reply in the metrics."""
 OK_HELO: Final = Kind(250, "", "{text}", "helo")
+AUTH_OK: Final = Kind(235, "2.7.0", "Authentication successful", "auth_ok")
+AUTH_CONTINUE: Final = Kind(334, "", "AUTH", "auth_continue")
+"""Stands for challenges in the metrics: their text is base64 and may be longer than a reply line."""
 HELP: Final = Kind(214, "2.0.0", "See RFC 5321", "help")
 VRFY_UNSURE: Final = Kind(252, "2.5.0", "Cannot VRFY; send some mail, we will try our best", "vrfy")
 
@@ -130,11 +133,34 @@ NO_VALID_RCPT: Final = Kind(554, "5.5.1", "No valid recipients", "no_valid_recip
 NESTED_MAIL: Final = Kind(503, "5.5.1", "A transaction is already open", "nested_mail")
 TLS_ACTIVE: Final = Kind(503, "5.5.1", "TLS is already active", "tls_active")
 TLS_UNAVAILABLE: Final = Kind(454, "4.7.0", "TLS is not available", "tls_unavailable")
+AUTH_TOO_LONG: Final = Kind(500, "5.5.6", "Authentication exchange line is too long", "auth_too_long")  # RFC 4954 §4
+AUTH_NOT_BASE64: Final = Kind(501, "5.5.2", "Cannot decode this base64", "auth_not_base64")
+AUTH_MALFORMED: Final = Kind(501, "5.5.2", "Not what this mechanism expects", "auth_malformed")
+AUTH_CANCELLED: Final = Kind(501, "5.7.0", "Authentication cancelled", "auth_cancelled")
+AUTH_AGAIN: Final = Kind(503, "5.5.1", "Already authenticated", "auth_again")
+AUTH_IN_TRANSACTION: Final = Kind(
+    503, "5.5.1", "AUTH is not permitted during a mail transaction", "auth_in_transaction"
+)
+AUTH_DISABLED: Final = Kind(503, "5.5.1", "Authentication is not enabled here", "auth_disabled")
+AUTH_MECHANISM: Final = Kind(504, "5.5.4", "Authentication mechanism not offered", "auth_mechanism")
 NOT_UTF8: Final = Kind(553, "5.6.7", "Addresses must be ASCII", "not_ascii")
 
 # --- policy ----------------------------------------------------------------------------------------------------
 NEED_TLS: Final = Kind(530, "5.7.0", "Must issue a STARTTLS command first", "need_tls")
 NEED_AUTH: Final = Kind(530, "5.7.0", "Authentication required", "need_auth")
+AUTH_NEEDS_TLS: Final = Kind(538, "5.7.11", "Encryption required to authenticate", "auth_needs_tls")
+AUTH_FAILED: Final = Kind(535, "5.7.8", "Authentication credentials invalid", "auth_failed")
+AUTH_BLOCKED: Final = Kind(454, "4.7.0", "Too many failed logins, try again later", "auth_blocked")
+AUTH_UNAVAILABLE: Final = Kind(454, "4.7.0", "Temporary authentication failure", "auth_unavailable")
+NOT_OWNER: Final = Kind(
+    553, "5.7.1", "<{mailbox}>: Sender address rejected: not owned by the account that logged in", "not_owner"
+)
+NULL_NOT_ALLOWED: Final = Kind(
+    550, "5.7.1", "Sender address rejected: the null sender is not allowed for submission", "null_not_allowed"
+)
+OWN_DOMAIN_SPOOFED: Final = Kind(
+    550, "5.7.1", "<{mailbox}>: Sender address rejected: our own domain, from outside", "own_domain_spoofed"
+)
 RELAY_DENIED: Final = Kind(554, "5.7.1", "<{mailbox}>: Relay access denied", "relay_denied")
 RELAY_FORM: Final = Kind(554, "5.7.1", "Routed addresses are not accepted", "relay_form")
 SENDER_RESTRICTED: Final = Kind(554, "5.7.1", "<{mailbox}>: Sender address rejected: {text}", "sender_restricted")
@@ -149,6 +175,10 @@ MESSAGE_TOO_BIG: Final = Kind(552, "5.3.4", "Message exceeds the size limit", "m
 HEADER_TOO_BIG: Final = Kind(552, "5.3.4", "Message header exceeds the size limit", "header_too_big")
 BARE_NEWLINE_DATA: Final = Kind(554, "5.6.0", "Bare CR or LF in the message", "bare_newline_data")
 TOO_MANY_HOPS: Final = Kind(554, "5.4.6", "Too many hops", "too_many_hops")
+
+
+ABOUT_SENDER: Final = frozenset({SENDER_RESTRICTED, NOT_OWNER, NULL_NOT_ALLOWED, OWN_DOMAIN_SPOOFED})
+"""Refusals that name the sender, wherever they are said."""
 
 
 def route_refused(status: str) -> Kind:

@@ -20,6 +20,7 @@ Origin = NewType("Origin", str)
 HELO_OCTETS: Final = DOMAIN_OCTETS
 
 # Outside these a HELO argument could open a comment, a quoted string or a new line inside the header.
+_UNSAFE_IN_LOGIN: Final = re.compile(r"[^A-Za-z0-9._@+-]")
 _UNSAFE_IN_HELO: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -43,6 +44,11 @@ def origin(helo: str, name: str, address: str) -> Origin:
     """
     known = name if is_domain(name) else "unknown"
     return Origin(f"from {helo_text(helo)} ({known} {literal(address.partition('%')[0])})")
+
+
+def logged_in_as(origin: Origin, login: str) -> Origin:
+    """``origin`` with the account that logged in, as Postfix shows it; for those who want it to be seen."""
+    return Origin(f"{origin}\r\n\t(Authenticated sender: {_UNSAFE_IN_LOGIN.sub('?', login[:HELO_OCTETS])})")
 
 
 def received(

@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
-from typing import Literal
+from typing import Final, Literal
 
 
 class TlsError(Exception):
     """The certificate or key cannot be used; the message says why."""
+
+
+def endpoint_binding(certificate: str) -> bytes:
+    """The digest that SCRAM-SHA-256-PLUS binds a login to: ``tls-server-end-point`` (RFC 5929 §4). Empty when the
+    certificate cannot be read so.
+
+    The hash is that of the certificate's own signature, SHA-256 for those of old.
+    """
+    start = certificate.find(_PEM_BEGIN)
+    end = certificate.find(_PEM_END, start)
+    if start < 0 or end < 0:
+        return b""
+    try:
+        der = ssl.PEM_cert_to_DER_cert(certificate[start : end + len(_PEM_END)])
+        _, inside, _ = _field(der, 0)
+        _, _, behind = _field(der, inside)  # what is signed
+        _, inside, _ = _field(der, behind)  # the algorithm, and in it its identifier
+        _, first, last = _field(der, inside)
+    except (ValueError, IndexError):
+        return b""
+    return hashlib.new(_STRONGER.get(der[first:last].hex(), "sha256"), der).digest()
+
+
+def _field(der: bytes, at: int) -> tuple[int, int, int]:
+    """Tag of a DER field (X.690 §8.1), where its content begins, and where it ends."""
+    length, begins = der[at + 1], at + 2
+    if length & 0x80:
+        count = length & 0x7F
+        length, begins = int.from_bytes(der[begins : begins + count], "big"), begins + count
+    return der[at], begins, begins + length
+
+
+_PEM_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
+_PEM_END: Final = "-----END CERTIFICATE-----"
+_STRONGER: Final = {
+    "2a864886f70d01010c": "sha384",  # RSA
+    "2a864886f70d01010d": "sha512",
+    "2a8648ce3d040303": "sha384",  # ECDSA
+    "2a8648ce3d040304": "sha512",
+}
 
 
 def server_context(certificate: str, key: str, minimum: Literal["1.2", "1.3"]) -> ssl.SSLContext:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
-
-from relay.config.schema import Trusted
+from collections.abc import Iterable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ClientRules:
-    """The ``[trusted]`` table. IPv4-mapped IPv6 addresses count as the IPv4 address they carry."""
+    """A list of networks, such as ``trusted.networks``. IPv4-mapped IPv6 addresses count as the IPv4 address they carry."""
 
     __slots__ = ("_networks",)
 
-    def __init__(self, config: Trusted) -> None:
-        self._networks: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in config.networks)
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks: tuple[Network, ...] = tuple(ipaddress.ip_network(text) for text in networks)
 
     def trusted(self, address: str) -> bool:
         """True when the address lies in a trusted network; ValueError for what is no IP address."""

@@ -37,6 +37,7 @@ OPEN_SESSIONS: Final = Family("relay_open_sessions", "gauge", "Sessions open now
 RECEIVED_MESSAGES: Final = Family("relay_received_messages", "counter", "Messages taken", ("listener",))
 RECEIVED_BYTES: Final = Family("relay_received_bytes", "counter", "Octets of messages taken", ("listener",))
 ACCEPTED: Final = Family("relay_accepted", "counter", "Messages acknowledged, by way", ("way", "reason"))
+LOGINS: Final = Family("relay_logins", "counter", "Logins, by mechanism and result", ("mechanism", "result"))
 SHADOW: Final = Family("relay_shadow_refusals", "counter", "Refusals by rules in mode log", ("reason",))
 HEADERS_REMOVED: Final = Family("relay_headers_removed", "counter", "Header lines taken out by the firewall")
 SENT_MESSAGES: Final = Family("relay_sent_messages", "counter", "Messages handed to a next hop", ("next_hop",))
@@ -69,6 +70,7 @@ MEMBERS: Final = (
     RECEIVED_MESSAGES,
     RECEIVED_BYTES,
     ACCEPTED,
+    LOGINS,
     SHADOW,
     HEADERS_REMOVED,
     SENT_MESSAGES,

@@ -50,6 +50,7 @@ _SOFTWARE: Final = frozenset(
 """Alarms by the postmaster's classes."""
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_NOT_IN_LOGIN: Final = str.maketrans(dict.fromkeys(' <>[],"', "?"))
 _DELIMITERS: Final = str.maketrans({"<": "?", ">": "?"})
 _DSN: Final = {"sent": "2.0.0", "deferred": "4.0.0", "bounced": "5.0.0", "expired": "4.4.7"}
 _REPORTS: Final = {"failed": "non-delivery", "delayed": "delay"}
@@ -138,6 +139,25 @@ class MailLog:
             self._object("tls_failed", Level.WARNING, client=client, error=error)
         else:
             self._line("smtpd", f"warning: TLS handshake failed with {client}: {error}")
+
+    def login(self, client: str, user: str, mechanism: str) -> None:
+        """An account logged in."""
+        user = _login_name(user)
+        if self._json:
+            self._object("login", client=client, user=user, mechanism=mechanism)
+        else:
+            self._line("smtpd", f"login from {client}: sasl_method={mechanism}, sasl_username={user}")
+
+    def login_failed(self, client: str, user: str, mechanism: str, why: str) -> None:
+        """It did not; the line is Postfix's, which fail2ban reads. ``user`` as the client wrote it, may be empty."""
+        user = _login_name(user)
+        if self._json:
+            self._object("login_failed", Level.WARNING, client=client, user=user, mechanism=mechanism, why=why)
+        else:
+            self._line(
+                "smtpd",
+                f"warning: {client}: SASL {mechanism} authentication failed: {why or 'no reason'}, sasl_username={user}",
+            )
 
     def reject(
         self,
@@ -385,6 +405,10 @@ class MailLog:
 def _inside_brackets(text: str) -> str:
     text = printable(text, HELO_OCTETS)
     return text.translate(_DELIMITERS) if "<" in text or ">" in text else text
+
+
+def _login_name(text: str) -> str:
+    return printable(text, HELO_OCTETS).translate(_NOT_IN_LOGIN)
 
 
 def _disarm(reply: str, mailbox: str) -> tuple[str, str]:

@@ -178,6 +178,7 @@ class Metrics:
         received = _Counted(catalogue.RECEIVED_MESSAGES, NAME_SETS, _name, known)
         received_octets = _Counted(catalogue.RECEIVED_BYTES, NAME_SETS, _name, known)
         accepted = _Counted(catalogue.ACCEPTED, SMALL_SETS, _same, known)
+        logins = _Counted(catalogue.LOGINS, SMALL_SETS, _same, known)
         shadow = _Counted(catalogue.SHADOW, SMALL_SETS, _name, known)
         sent = _Counted(catalogue.SENT_MESSAGES, NAME_SETS, _name, known)
         sent_octets = _Counted(catalogue.SENT_BYTES, NAME_SETS, _name, known)
@@ -199,6 +200,7 @@ class Metrics:
         self._received: Final = received.pending
         self._received_octets: Final = received_octets.pending
         self._ways: Final = accepted.pending
+        self._logins: Final = logins.pending
         self._shadow: Final = shadow.pending
         self._sent: Final = sent.pending
         self._sent_octets: Final = sent_octets.pending
@@ -221,6 +223,7 @@ class Metrics:
                 received,
                 received_octets,
                 accepted,
+                logins,
                 shadow,
                 sent,
                 sent_octets,
@@ -276,6 +279,10 @@ class Metrics:
     def accepted(self, seconds: float) -> None:
         """Dispatch answered, so long after the final dot."""
         self._accept_times[()].add(seconds)
+
+    def login(self, mechanism: str, result: str) -> None:
+        """An AUTH dialogue came to its end; both are names from our code."""
+        self._logins[mechanism, result] += 1
 
     def shadow(self, kind: Kind) -> None:
         """A rule in ``mode = "log"`` would have given this reply."""

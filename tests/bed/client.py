@@ -146,6 +146,13 @@ class Client:
         """``TLSv1.3`` and the like; None in clear."""
         return self._socket.version() if isinstance(self._socket, ssl.SSLSocket) else None
 
+    def certificate(self) -> bytes:
+        """The server's certificate (DER); fails in clear."""
+        assert isinstance(self._socket, ssl.SSLSocket)
+        certificate = self._socket.getpeercert(binary_form=True)
+        assert certificate is not None
+        return certificate
+
     def starttls(self, context: ssl.SSLContext) -> None:
         """STARTTLS, which must succeed; EHLO is the caller's next word."""
         self.expect("220", "STARTTLS")

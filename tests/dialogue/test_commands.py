@@ -102,7 +102,7 @@ OTHERS = (
     row("STARTTLS takes nothing", "RFC 3207 §4", EHLO, ("STARTTLS now", ARGUMENTS)),
     row("unknown", "RFC 5321 §4.2.4", ("FOO", UNKNOWN), ("FOO bar", UNKNOWN), ("", UNKNOWN), (" ", UNKNOWN), (" NOOP", UNKNOWN), ("NOOP:", UNKNOWN)),
     row("what looks like a command", "RFC 5321 §4.2.4", ("DATAX", UNKNOWN), ("EHLOX a", UNKNOWN), ("QUIT\tnow", UNKNOWN)),
-    row("commands of extensions that were not offered", "RFC 5321 §4.2.4", EHLO, ("AUTH PLAIN AGEAYg==", UNKNOWN), ("ETRN example.com", UNKNOWN), ("XCLIENT ADDR=10.0.0.1", UNKNOWN), ("XFORWARD ADDR=10.0.0.1", UNKNOWN)),
+    row("commands of extensions that were not offered", "RFC 5321 §4.2.4", EHLO, ("ETRN example.com", UNKNOWN), ("XCLIENT ADDR=10.0.0.1", UNKNOWN), ("XFORWARD ADDR=10.0.0.1", UNKNOWN)),
     row("commands that are no longer", "RFC 5321 App. F", EHLO, ("TURN", UNKNOWN), ("SEND FROM:<a@example.net>", UNKNOWN), ("SOML FROM:<a@example.net>", UNKNOWN)),
     row("other protocols", "RFC 5321 §4.2.4", ("GET / HTTP/1.1", UNKNOWN), ("Host: mx.example.com", UNKNOWN), ("PROXY TCP4 10.0.0.1 10.0.0.2 1 25", UNKNOWN)),
     row("8-bit verbs", "RFC 5321 §2.4", (b"\xff\xfe\r\n", UNKNOWN), (b"\x00\r\n", UNKNOWN), (b"NOOP\x00\r\n", UNKNOWN)),

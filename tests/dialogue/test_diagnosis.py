@@ -33,7 +33,7 @@ def test_a_sender_is_judged_as_by_the_relay(usual: Site, address: str) -> None:
         if said.code == 250:
             rcpt = client.command("RCPT TO:<user@example.com>")
             said = said if rcpt.code == 250 else rcpt
-    told = usual.relay.command("sender", f"<{address}>")
+    told = usual.relay.command("sender", f"<{address}>", "--client", "127.0.0.1")
     assert told.stdout.splitlines()[1] == str(said)
     assert told.returncode == (0 if said.code == 250 else 1)
 

@@ -31,6 +31,8 @@ EXAMPLES: dict[str, Callable[[MailLog], None]] = {
     "disconnect": lambda log: log.disconnect(CLIENT, "mx", 5, 1, 0),
     "tls": lambda log: log.tls(CLIENT, "TLSv1.3", "TLS_AES_256_GCM_SHA384"),
     "tls_failed": lambda log: log.tls_failed(CLIENT, "wrong version number"),
+    "login": lambda log: log.login(CLIENT, "ann", "SCRAM-SHA-256"),
+    "login_failed": lambda log: log.login_failed(CLIENT, "ann", "PLAIN", "wrong password"),
     "reject": lambda log: log.reject(
         CLIENT, "RCPT", RESTRICTED, "sender_restricted", "senders.restricted", SENDER, "boss@example.org", "ESMTP",
         "mail.example.com",

@@ -203,6 +203,7 @@ def test_every_metric_of_the_members_is_fed_by_a_method(folder: Path, member: Ma
     metrics.session_opened("mx")
     metrics.received("mx", 1)
     metrics.accepted(0.01)
+    metrics.login("PLAIN", "ok")
     metrics.shadow(reply.UNKNOWN_RECIPIENT)
     metrics.headers_removed(2)
     metrics.express()

@@ -81,7 +81,9 @@ def test_what_ehlo_offers_is_understood(text: str, expected: MailParameters) -> 
         ("NOTIFY=NEVER", BAD_PARAMETER),
         # what was not offered (RFC 5321 §4.1.1.11)
         ("SMTPUTF8", BAD_PARAMETER),
-        ("AUTH=<>", BAD_PARAMETER),
+        ("AUTH=", BAD_ARGUMENTS),
+        ("AUTH=a+4", BAD_ARGUMENTS),
+        ("AUTH=<> AUTH=<>", BAD_ARGUMENTS),
         ("REQUIRETLS", BAD_PARAMETER),
         ("X-OTHER=1", BAD_PARAMETER),
         ("SIZE=1 X-OTHER=1", BAD_PARAMETER),

@@ -1,0 +1,170 @@
+"""Owns: the worker's end of the questions about logins, and what holds while there is no hub: 454.
+
+Connected all the time, because the hub says here what may be offered. Must not know SMTP, nor keep a password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias, cast
+
+from relay.auth.question import FrameError, Question, Reply, Result, Step, Unpacker, question_out, reply_in
+from relay.config.schema import Mechanism
+from relay.hub.frames import REQUEST, VERSION, Ask
+
+RECONNECT_S: Final = 0.2
+ANSWER_TIMEOUT_S: Final = 60.0
+"""Above the hub's own bounds; a hub that hangs is killed after ``process.heartbeat_timeout_s`` and found out by that."""
+START_WAIT_S: Final = 1.0
+
+_Answer: TypeAlias = Callable[[Reply], None]
+Offers: TypeAlias = dict[str, list[Mechanism]]
+
+_GONE: Final = Reply(Result.UNAVAILABLE, why="the hub is gone")
+
+
+class AuthClient:
+    """Questions go to the hub, answers come by callback, exactly one each."""
+
+    def __init__(self, address: str, offered: Callable[[Offers], None]) -> None:
+        """``offered`` is called with what each listener may offer, at once and whenever it changes."""
+        self._address = address
+        self._offered = offered
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._link: _Link | None = None
+        self._fresh: _Link | None = None
+        self._ready = asyncio.Event()
+        self._waiting: dict[int, tuple[_Answer, asyncio.TimerHandle]] = {}
+        self._tag = 0
+        self._retry: asyncio.TimerHandle | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Connect and wait a moment for the offers; afterwards reconnect by itself until ``stop``."""
+        self._loop = asyncio.get_running_loop()
+        self._connect()
+        try:
+            async with asyncio.timeout(START_WAIT_S):
+                await self._ready.wait()
+        except TimeoutError:
+            pass
+
+    def go_on(self) -> None:
+        """There are stores now: connect, unless that was done before."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._connect()
+
+    def stop(self) -> None:
+        """Disconnect for good."""
+        self._stopped = True
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._fresh is not None:
+            self._fresh.abort()
+
+    def tag(self) -> int:
+        """A number for one dialogue: SCRAM asks twice under it."""
+        self._tag += 1
+        return self._tag
+
+    def ask(self, tag: int, question: Question, client: str, listener: str, answer: _Answer) -> None:
+        """Ask the hub. ``answer`` may be called before this returns, when there is no hub."""
+        if self._link is None:
+            answer(_GONE)
+            return
+        assert self._loop is not None
+        timer = self._loop.call_later(ANSWER_TIMEOUT_S, self._give_up, tag)
+        self._waiting[tag] = (answer, timer)
+        self._link.write(question_out(tag, client, listener, question))
+
+    def forget(self, tag: int, mechanism: Mechanism, listener: str) -> None:
+        """The client of a dialogue is gone or has cancelled: nothing is waited for."""
+        waiting = self._waiting.pop(tag, None)
+        if waiting is not None:
+            waiting[1].cancel()
+        if self._link is not None:
+            self._link.write(question_out(tag, "", listener, Question(Step.FORGET, mechanism, "", b"")))
+
+    def _give_up(self, tag: int) -> None:
+        waiting = self._waiting.pop(tag, None)
+        if waiting is not None:
+            waiting[0](Reply(Result.UNAVAILABLE, why="the hub does not answer"))
+
+    def _connect(self) -> None:
+        self._retry = None
+        if not self._stopped:
+            assert self._loop is not None
+            self._connecting = self._loop.create_task(self._try())
+
+    async def _try(self) -> None:
+        assert self._loop is not None
+        try:
+            await self._loop.create_unix_connection(lambda: _Link(self), self._address)
+        except OSError:
+            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
+
+    def linked(self, link: _Link) -> None:
+        """Connected: say what this connection is for. Nothing is asked before the hub has taken that in."""
+        self._fresh = link
+        link.write(REQUEST.pack(Ask.LOGINS, VERSION, 0))
+
+    def lost(self) -> None:
+        """The hub is gone: whoever waits is told 454."""
+        self._link = self._fresh = None
+        waiting, self._waiting = self._waiting, {}
+        for answer, timer in waiting.values():
+            timer.cancel()
+            answer(_GONE)
+        if not self._stopped:
+            assert self._loop is not None
+            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
+
+    def told(self, body: dict[str, Any]) -> None:
+        """What the hub says."""
+        if body["tell"] == "offers":
+            self._link = self._fresh
+            self._offered({name: [Mechanism(one) for one in mechanisms] for name, mechanisms in body["offers"].items()})
+            self._ready.set()
+        elif body["tell"] == "login":
+            waiting = self._waiting.pop(int(body["tag"]), None)
+            if waiting is not None:
+                waiting[1].cancel()
+                waiting[0](reply_in(body))
+
+
+class _Link(asyncio.Protocol):
+    """One connection to the hub."""
+
+    def __init__(self, client: AuthClient) -> None:
+        self._client = client
+        self._unpacker = Unpacker()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._client.linked(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._unpacker.feed(data):
+                self._client.told(body)
+        except (FrameError, KeyError, ValueError, TypeError):
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.lost()
+
+    def write(self, frame: bytes) -> None:
+        """Send."""
+        if self._transport is not None:
+            self._transport.write(frame)
+
+    def abort(self) -> None:
+        """Break it off."""
+        if self._transport is not None:
+            self._transport.abort()
