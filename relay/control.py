@@ -13,8 +13,8 @@ import json
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 from pydantic import ValidationError
@@ -40,6 +40,16 @@ class ControlError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class HopSecret:
+    """What one ``[[next_hop]]`` needs: its password, and PEM texts. Never printed."""
+
+    password: str = field(default="", repr=False)
+    authorities: str = field(default="", repr=False)
+    certificate: str = field(default="", repr=False)
+    key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Secrets:
     """What a role may know. Empty where there is none, or the role must not have it. Never printed."""
 
@@ -51,6 +61,8 @@ class Secrets:
     """Key of the snapshot's hashes; empty while no snapshot was ever built."""
     directory_passwords: dict[str, str] = field(default_factory=dict, repr=False)
     """The hub's alone: password by name of the ``[[directory.ldap]]``, empty for anonymous ones."""
+    next_hops: Mapping[str, HopSecret] = field(default_factory=dict, repr=False)
+    """By ``own_key`` of their tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +212,19 @@ def _secrets_out(secrets: Secrets) -> dict[str, Any]:
         "tls_key": secrets.tls_key,
         "snapshot_key": secrets.snapshot_key.hex(),
         "directory_passwords": secrets.directory_passwords,
+        "next_hops": {name: asdict(secret) for name, secret in secrets.next_hops.items()},
     }
 
 
 def _secrets_in(body: dict[str, Any]) -> Secrets:
     passwords = {str(name): str(password) for name, password in body["directory_passwords"].items()}
-    return Secrets(str(body["tls_certificate"]), str(body["tls_key"]), bytes.fromhex(body["snapshot_key"]), passwords)
+    return Secrets(
+        str(body["tls_certificate"]),
+        str(body["tls_key"]),
+        bytes.fromhex(body["snapshot_key"]),
+        passwords,
+        {str(name): HopSecret(**secret) for name, secret in body.get("next_hops", {}).items()},
+    )
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

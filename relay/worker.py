@@ -37,6 +37,7 @@ from relay.inbound.session import Session
 from relay.net.tls import TlsError, endpoint_binding, server_context
 from relay.outbound import lanes
 from relay.outbound.lanes import Lanes
+from relay.outbound.peer import check_peers
 from relay.queue.sqlite import SqliteStore
 from relay.queue.store import QueueError, SetAside
 from relay.telemetry.library import adopt_logging
@@ -104,7 +105,7 @@ class Worker:
             config.server.spool, child.owner, child.slot, config.queue, loop, on_aside=self._entry_set_aside
         )
         await self._take_over()
-        self.lanes = Lanes(config, child.live_workers, self.log, self.metrics)
+        self.lanes = Lanes(config, child.live_workers, self.log, self.metrics, child.secrets.next_hops)
         self.dispatch = Dispatch(config, child.slot, self.store, self.lanes, self.log, self.metrics)
         self.hub = HubClient(
             child.hub_address, config.limits.sessions, config.limits.sessions_per_client, child.live_workers
@@ -207,6 +208,7 @@ class Worker:
 
     def _prepare(self, message: Prepare) -> None:
         try:
+            check_peers(message.config, message.secrets.next_hops)
             self._prepared = (message.config, _tls(message.config, message.secrets), message.secrets)
         except TlsError as error:
             self._control.send(Refused(str(error)))
@@ -223,7 +225,7 @@ class Worker:
         config, tls, secrets = self._prepared
         self._prepared = None
         self._config = config
-        self.lanes.configure(config, self.lanes.live_workers)
+        self.lanes.configure(config, self.lanes.live_workers, secrets.next_hops)
         self.dispatch.configure(config)
         self.hub.limit(config.limits.sessions, config.limits.sessions_per_client)
         entries = {entry.name: entry for entry in config.listener}

@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "sender": "relay.cli.sender:sender",
     "route": "relay.cli.route:route",
     "explain": "relay.cli.explain:explain",
+    "probe": "relay.cli.probe:probe",
     "auth": "relay.cli.auth:app",
     "hash-password": "relay.cli.hash_password:hash_password",
     "queue": "relay.cli.queue:app",

@@ -6,19 +6,22 @@ All of it is warnings: a next hop that is down now is no reason not to start, ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from relay.cli.grade import Finding, Grade
 from relay.config.schema import Config
+from relay.control import HopSecret
 from relay.mail.address import domain_of
 from relay.mail.answer import Answer, Stage
 from relay.net.dns import Resolver
 from relay.outbound.lanes import dns_servers
 from relay.outbound.mx import Exchanges
+from relay.outbound.peer import settings_of
 from relay.outbound.probe import TRY_S, Tried, try_all
 from relay.policy.lookup import Found
-from relay.policy.route import RouteTable
+from relay.policy.route import NextHop, RouteTable
+from relay.supervisor.keys import read_next_hops
 
 MOST: Final = 100
 """Next hops that are tried; who has more sees what the first ones say."""
@@ -27,6 +30,7 @@ _HINTS: Final = {
     Stage.CONNECT: "is it running, and does a firewall let the relay through? Mail for it waits in the queue",
     Stage.BANNER: "it refuses this relay: allow its address there",
     Stage.EHLO: "it refuses this relay: allow its address and name there",
+    Stage.AUTH: "correct user and password_file of its [[next_hop]]; relay probe says more",
     Stage.STARTTLS: 'mend its certificate or write delivery.tls = "opportunistic"',
 }
 
@@ -34,10 +38,21 @@ _HINTS: Final = {
 def next_hops(config: Config) -> Iterator[Finding]:
     """A finding for each next hop."""
     hops = RouteTable(config).next_hops()
+    problems: list[str] = []
+    secrets = read_next_hops(config, problems)
+    for problem in problems:
+        yield Finding(Grade.WARNING, "next hops", problem, "run this as the user that starts the relay")
+    # A login without its password would be one more failure in the directory behind the next hop.
+    tried_hops = [hop for hop in hops[:MOST] if not _lacks_password(hop, config, secrets)]
     if len(hops) > MOST:
         yield Finding(Grade.OK, "next hops", f"{len(hops)} in all, the first {MOST} are tried")
-    for tried in asyncio.run(try_all(hops[:MOST], config, TRY_S)):
+    for tried in asyncio.run(try_all(tried_hops, config, TRY_S, secrets)):
         yield from _finding(config, tried)
+
+
+def _lacks_password(hop: NextHop, config: Config, secrets: Mapping[str, HopSecret]) -> bool:
+    entry = settings_of(hop, config)
+    return entry is not None and bool(entry.user) and not secrets[entry.own_key].password
 
 
 def name_service(config: Config) -> Iterator[Finding]:
@@ -109,5 +124,10 @@ def _finding(config: Config, tried: Tried) -> Iterator[Finding]:
 
 def _said(answer: Answer) -> str:
     code = f"{answer.code} {answer.enhanced} ".replace("  ", " ") if answer.code else ""
-    where = {Stage.CONNECT: "no connection", Stage.BANNER: "refuses the connection", Stage.STARTTLS: "STARTTLS fails"}
+    where = {
+        Stage.CONNECT: "no connection",
+        Stage.BANNER: "refuses the connection",
+        Stage.STARTTLS: "STARTTLS fails",
+        Stage.AUTH: "refuses the login",
+    }
     return f"{where.get(answer.stage, 'refuses EHLO')}: {code}{answer.text}"

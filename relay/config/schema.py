@@ -130,6 +130,16 @@ def _header_name(value: str) -> str:
     return value
 
 
+def _pin(value: str) -> str:
+    digest = value.replace(":", "").lower()
+    if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
+        raise Invalid(
+            f'"{value}" is no SHA-256 fingerprint',
+            "write 64 hexadecimal digits: openssl x509 -noout -fingerprint -sha256",
+        )
+    return digest
+
+
 def _refusal(value: str) -> str:
     if re.fullmatch(rf"[ -~]{{1,{REFUSAL_OCTETS}}}", value) is None:
         raise Invalid(
@@ -333,6 +343,41 @@ class Delivery(Section):
     """STARTTLS towards next hops: off; when offered, any certificate; always, with a certificate that verifies."""
 
 
+class NextHop(Section):
+    """How one next hop is spoken to, where it differs from [delivery] (row T3)."""
+
+    host: Annotated[str, Field(min_length=1, max_length=255, examples=["exchange.example.com"])]
+    """Its name or address, as the route writes it between the brackets."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Its port; 0: any."""
+    tls: Literal["", "off", "opportunistic", "required", "verified", "pinned"] = ""
+    """required: TLS with any certificate. verified: one that is trusted for the host's name. pinned: one of pins. Empty: as
+    delivery.tls."""
+    implicit: bool = False
+    """TLS from the first octet (port 465) instead of STARTTLS."""
+    authorities: FilePath | None = None
+    """PEM file of the authorities that verified trusts here; none: those of the system."""
+    pins: Annotated[list[Annotated[str, AfterValidator(_pin)]], Field(max_length=10)] = []
+    """SHA-256 of certificates that pinned takes: openssl x509 -noout -fingerprint -sha256."""
+    certificate: FilePath | None = None
+    """PEM file of the relay's client certificate."""
+    key: FilePath | None = None
+    """PEM file of its private key."""
+    user: str = ""
+    """Log in as; empty: no login."""
+    password_file: FilePath | None = None
+    """File whose first line is the password; the relay reads it as the user that starts it, and again when it changes."""
+    mechanisms: Annotated[
+        list[Annotated[Mechanism, Field(strict=False)]], Field(min_length=1, max_length=len(Mechanism))
+    ] = [Mechanism.SCRAM_SHA_256, Mechanism.CRAM_MD5, Mechanism.LOGIN, Mechanism.PLAIN]
+    """The first one that the next hop offers is used, once. Exchange offers LOGIN."""
+
+    @property
+    def own_key(self) -> str:
+        """What its secrets are kept by."""
+        return f"{self.host.lower()}:{self.port}"
+
+
 class Queue(Section):
     """Retries, expiry and reports."""
 
@@ -486,6 +531,7 @@ class Config(Section):
     routing: Routing = Routing()
     dns: Dns = Dns()
     delivery: Delivery = Delivery()
+    next_hop: Annotated[list[NextHop], Field(max_length=TABLES)] = []
     queue: Queue = Queue()
     postmaster: Postmaster = Postmaster()
     directory: Directory = Directory()

@@ -59,6 +59,7 @@ def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> lis
         *_ldap(tables),
         *_twice(tables, ("auth", "stores", EVERY, "name"), "a store named {} stands above already", "name each once"),
         *_stores(tables),
+        *_peers(tables),
         *_transport(tables),
         *_weights(tables),
         *_twice(tables, ("directory", "overrides", EVERY, "address"), "{} has an override above already", "keep one"),
@@ -144,6 +145,45 @@ def _ldap(tables: Mapping[str, object]) -> Iterator[Fault]:
             if name.lower() not in asked:
                 hint = f'add it to a [[domain]] with recipients = "directory", or remove "{name}" here'
                 yield Fault((*at, *place), f'no domain asks the directory for "{name}"', hint)
+
+
+def _peers(tables: Mapping[str, object]) -> Iterator[Fault]:
+    """A next hop's keys that belong together; a login never goes out in clear."""
+    seen: set[tuple[str, object]] = set()
+    for at, entry in _each(tables, ("next_hop", EVERY)):
+        if not isinstance(entry, Mapping):
+            continue
+        tls = entry.get("tls") or next((value for _, value in _each(tables, ("delivery", "tls"))), "")
+        name = (str(entry.get("host", "")).lower(), entry.get("port", 0))
+        if name in seen:
+            yield Fault(
+                (*at, "host"), f'"{entry.get("host")}" has a [[next_hop]] above already', "remove one of the two"
+            )
+        seen.add(name)
+        for one, other in (
+            ("user", "password_file"),
+            ("password_file", "user"),
+            ("certificate", "key"),
+            ("key", "certificate"),
+        ):
+            if entry.get(one) and not entry.get(other):
+                yield Fault((*at, other), f"{one} and {other} belong together", f"set {other}, or remove {one}")
+        if entry.get("user") and not entry.get("implicit") and tls not in {"required", "verified", "pinned"}:
+            yield Fault(
+                (*at, "user"),
+                "a login needs TLS, and this next hop may be spoken to in clear",
+                'write tls = "verified"',
+            )
+        if (tls == "pinned") != bool(entry.get("pins")):
+            yield Fault((*at, "pins"), 'pins and tls = "pinned" belong together', "set both, or neither")
+        if entry.get("implicit") and entry.get("tls") == "off":
+            yield Fault(
+                (*at, "implicit"), 'TLS from the start and tls = "off" contradict each other', "remove one of the two"
+            )
+        if "SCRAM-SHA-256-PLUS" in (entry.get("mechanisms") or []):
+            yield Fault(
+                (*at, "mechanisms"), "SCRAM-SHA-256-PLUS is not spoken towards next hops", "write SCRAM-SHA-256"
+            )
 
 
 def _stores(tables: Mapping[str, object]) -> Iterator[Fault]:

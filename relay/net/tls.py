@@ -52,6 +52,38 @@ _STRONGER: Final = {
 }
 
 
+def client_context(policy: str, authorities: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext | None:
+    """The client's side of TLS; None for policy "off". All texts are PEM. Raises TlsError.
+
+    Only "verified" looks at the certificate here: opportunistic TLS takes any (it is no worse than clear text), and a
+    pinned one is compared after the handshake. ``authorities``: instead of those that the system trusts.
+    """
+    if policy == "off":
+        return None
+    try:
+        context = ssl.create_default_context(cadata=authorities or None)
+    except (ssl.SSLError, ValueError) as error:
+        raise TlsError(f"the file of authorities cannot be used: {error}") from None
+    if policy != "verified":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if certificate:
+        _load_pair(context, certificate, key, "certificate and key of [[next_hop]]")
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, certificate: str, key: str, what: str) -> None:
+    """The ssl module reads files only, so the texts go through an anonymous file in memory."""
+    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, f"{certificate}\n{key}".encode())
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise TlsError(f"{what} cannot be used together: {error}") from None
+    finally:
+        os.close(descriptor)
+
+
 def server_context(certificate: str, key: str, minimum: Literal["1.2", "1.3"]) -> ssl.SSLContext:
     """A context for STARTTLS and implicit TLS. ``certificate`` and ``key`` are PEM texts. Raises TlsError.
 
@@ -61,12 +93,5 @@ def server_context(certificate: str, key: str, minimum: Literal["1.2", "1.3"]) -
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if minimum == "1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, f"{certificate}\n{key}".encode())
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    except (ssl.SSLError, OSError, ValueError) as error:
-        raise TlsError(f"tls.certificate and tls.key cannot be used together: {error}") from None
-    finally:
-        os.close(descriptor)
+    _load_pair(context, certificate, key, "tls.certificate and tls.key")
     return context

@@ -7,7 +7,7 @@ set onto its transport while no reply is pending.
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
 from aiosmtplib import SMTP
@@ -15,6 +15,8 @@ from aiosmtplib import SMTP
 from relay.mail.answer import Answer, Stage
 from relay.outbound.client import Capabilities, Connection, split_text
 from relay.outbound.lmtp import LmtpConnection
+from relay.outbound.login import log_in
+from relay.outbound.peer import Peer
 
 if TYPE_CHECKING:
     from relay.outbound.lane import Lane
@@ -32,36 +34,40 @@ class TlsFailed(ConnectFailed):
     """STARTTLS was offered and did not work; opportunistic TLS goes on without it."""
 
 
-def tls_context(policy: Literal["off", "opportunistic", "verified"]) -> ssl.SSLContext | None:
-    """The client side of STARTTLS. Opportunistic TLS takes any certificate: it is no worse than clear text."""
-    if policy == "off":
-        return None
-    context = ssl.create_default_context()
-    if policy == "opportunistic":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-async def connect(lane: Lane, address: str, context: ssl.SSLContext | None, *, required: bool) -> Connection:
+async def connect(lane: Lane, address: str, peer: Peer) -> Connection:
     """A connection to ``address`` of the next hop that is ready for MAIL. Raises ConnectFailed (TlsFailed for STARTTLS)."""
-    hop = lane.next_hop
+    return _take_over(lane, await open_client(lane, address, peer))
+
+
+async def open_client(lane: Lane, address: str, peer: Peer) -> SMTP:
+    """The same, the library's client still in charge. Raises ConnectFailed (TlsFailed for STARTTLS)."""
+    hop, context = lane.next_hop, peer.context
     client = SMTP(
-        hostname=address, port=hop.port, timeout=lane.connect_timeout_s, use_tls=False, start_tls=False,
-        local_hostname=lane.hostname, tls_context=context,
+        # TLS from the start is verified for the name that is connected to, so the name it has to be.
+        hostname=hop.host if peer.implicit else address, port=hop.port, timeout=lane.connect_timeout_s,
+        use_tls=peer.implicit, start_tls=False, local_hostname=lane.hostname, tls_context=context,
     )  # fmt: skip
     stage = Stage.CONNECT
     try:
         await client.connect()
+        if peer.implicit:
+            stage = Stage.STARTTLS
+            _check_pin(client, peer)
         stage = Stage.EHLO
         await _hello(client, lane)
-        if context is not None and client.supports_extension("starttls"):
+        if peer.implicit:
+            pass
+        elif context is not None and client.supports_extension("starttls"):
             stage = Stage.STARTTLS
             await client.starttls(server_hostname=hop.host, tls_context=context, timeout=lane.command_timeout_s)
+            _check_pin(client, peer)
             stage = Stage.EHLO
             await _hello(client, lane)
-        elif required:
+        elif peer.required:
             raise TlsFailed(Answer(Stage.STARTTLS, 0, "", "TLS is required and not offered"))
+        if peer.login is not None:
+            stage = Stage.AUTH
+            await log_in(client, peer.login, lane.command_timeout_s)
     except aiosmtplib.SMTPResponseException as error:
         client.close()
         if isinstance(error, aiosmtplib.SMTPConnectResponseError):
@@ -75,7 +81,14 @@ async def connect(lane: Lane, address: str, context: ssl.SSLContext | None, *, r
     except BaseException:  # what was decided here, cancelled, or unforeseen: the socket must not stay behind
         client.close()
         raise
-    return _take_over(lane, client)
+    return client
+
+
+def _check_pin(client: SMTP, peer: Peer) -> None:
+    """Nothing but TLS was spoken yet. Raises TlsFailed."""
+    tls: ssl.SSLObject | None = client.transport.get_extra_info("ssl_object") if client.transport is not None else None
+    if not peer.knows(None if tls is None else tls.getpeercert(binary_form=True)):
+        raise TlsFailed(Answer(Stage.STARTTLS, 0, "", "its certificate is none of those pinned"))
 
 
 def _words(error: BaseException) -> str:

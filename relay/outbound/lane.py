@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, Literal
 
 from relay.config.schema import Config
+from relay.control import HopSecret
 from relay.mail.answer import Answer, Stage
 from relay.outbound.attempt import Attempt
 from relay.outbound.client import Connection
-from relay.outbound.connect import ConnectFailed, TlsFailed, connect, tls_context
+from relay.outbound.connect import ConnectFailed, TlsFailed, connect
+from relay.outbound.peer import NO_SECRETS, peer_of
 from relay.policy.outcome import classify, classify_foreign
 from relay.policy.route import NextHop
 from relay.telemetry.maillog import MailLog
@@ -42,7 +45,7 @@ class Lane:
 
     def __init__(
         self, next_hop: NextHop, config: Config, live_workers: int, log: MailLog,
-        origin: Literal["route", "mx"] = "route",
+        origin: Literal["route", "mx"] = "route", secrets: Mapping[str, HopSecret] = NO_SECRETS,
     ) -> None:  # fmt: skip
         self.next_hop = next_hop
         self.name = next_hop.name
@@ -75,13 +78,16 @@ class Lane:
         self._backoff = 1.0
         self._successes = 0
         self._plain_until = 0.0
+        self._secrets = secrets
         self._limit = 1
         self._full_limit = 1
         self.configure(config, live_workers)
         self._limit = self._full_limit
 
-    def configure(self, config: Config, live_workers: int) -> None:
+    def configure(self, config: Config, live_workers: int, secrets: Mapping[str, HopSecret] | None = None) -> None:
         """Take over a (new) configuration, or another number of workers to share the limit with."""
+        if secrets is not None:
+            self._secrets = secrets
         delivery = config.delivery
         self.hostname = config.server.hostname
         self.connect_timeout_s = delivery.connect_timeout_s
@@ -91,8 +97,7 @@ class Lane:
         self._idle_s = delivery.idle_s if self.origin == "route" else min(delivery.idle_s, MX_IDLE_S)
         self._max_failures = delivery.failures
         self._first_retry_s = config.queue.retry_s[0]
-        self._tls = tls_context(delivery.tls)
-        self._tls_required = delivery.tls == "verified"
+        self.peer = peer_of(self.next_hop, config, self._secrets)
         full = max(1, delivery.concurrency // max(1, live_workers))
         if self._limit >= self._full_limit:
             self._limit = full
@@ -218,17 +223,20 @@ class Lane:
         return opened
 
     async def _connect_to(self, address: str) -> Connection | Answer:
-        context = None if self.now() < self._plain_until else self._tls
+        peer = self.peer
+        in_clear = replace(peer, context=None)
         try:
             try:
-                return await connect(self, address, context, required=self._tls_required)
+                return await connect(
+                    self, address, in_clear if not peer.required and self.now() < self._plain_until else peer
+                )
             except TlsFailed as error:
-                if self._tls_required:
+                if peer.required:
                     raise
                 if self.now() >= self._plain_until:  # connections opened at the same time fail together: one alarm
                     self.log.note(self._level, "next_hop_tls_failed", next_hop=self.name, cause=error.answer.text)
                 self._plain_until = self.now() + PLAIN_AFTER_TLS_FAILURE_S
-                return await connect(self, address, None, required=False)
+                return await connect(self, address, in_clear)
         except ConnectFailed as error:
             return error.answer
         except Exception as error:  # noqa: BLE001 - the boundary of this task: whoever waits for the connection must hear of it

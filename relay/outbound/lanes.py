@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from relay.config.addresses import split_dns_server
 from relay.config.schema import Config
+from relay.control import HopSecret
 from relay.mail.address import Mailbox, domain_of
 from relay.mail.answer import Answer, Stage
 from relay.net.dns import Resolver, system_servers
 from relay.outbound.lane import MX_LABEL, Lane
 from relay.outbound.mx import Exchanges
+from relay.outbound.peer import NO_SECRETS
 from relay.policy.exchange import Exchanger, in_turn
 from relay.policy.route import Action, Goal, NextHop, Route, RouteTable, shared_out
 from relay.telemetry.maillog import MailLog
@@ -41,7 +43,15 @@ def dns_servers(config: Config) -> tuple[tuple[str, int], ...]:
 class Lanes:
     """Made at start; a reload adds lanes and lets those no longer named run dry."""
 
-    def __init__(self, config: Config, live_workers: int, log: MailLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        live_workers: int,
+        log: MailLog,
+        metrics: Metrics,
+        secrets: Mapping[str, HopSecret] = NO_SECRETS,
+    ) -> None:
+        self._secrets = secrets
         self._log = log
         self._metrics = metrics
         self._lanes: dict[NextHop, Lane] = {}
@@ -58,8 +68,10 @@ class Lanes:
         self._exchanges = Exchanges(config, self._resolver)
         self.configure(config, live_workers)
 
-    def configure(self, config: Config, live_workers: int) -> None:
-        """Take over a (new) configuration, or another number of workers."""
+    def configure(self, config: Config, live_workers: int, secrets: Mapping[str, HopSecret] | None = None) -> None:
+        """Take over a (new) configuration with its secrets, or another number of workers."""
+        if secrets is not None:
+            self._secrets = secrets
         if config is not self._config:
             self._resolver.configure(dns_servers(config), config.dns.timeout_s)
             self._exchanges.configure(config)
@@ -70,10 +82,10 @@ class Lanes:
         for hop in named:
             lane = self._lanes.get(hop)
             if lane is None:
-                lane = self._lanes[hop] = Lane(hop, config, live_workers, self._log)
+                lane = self._lanes[hop] = Lane(hop, config, live_workers, self._log, secrets=self._secrets)
                 lane.back = self._back
             else:
-                lane.configure(config, live_workers)
+                lane.configure(config, live_workers, self._secrets)
         for lane in [*self._found.values(), *self._leaving]:
             lane.configure(config, live_workers)
         for hop in [h for h in self._lanes if h not in named]:

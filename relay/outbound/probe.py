@@ -6,14 +6,22 @@ Nothing is delivered and no state of a running relay is touched: the lanes are t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import ssl
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from aiosmtplib import SMTP, SMTPException
+
 from relay.config.schema import Config
+from relay.control import HopSecret
 from relay.mail.answer import Answer, Stage
-from relay.outbound.client import Capabilities
+from relay.outbound.client import Capabilities, split_text
+from relay.outbound.connect import ConnectFailed, open_client
 from relay.outbound.lane import Lane
+from relay.outbound.peer import NO_SECRETS
 from relay.policy.route import NextHop
 from relay.telemetry.maillog import MailLog
 
@@ -36,22 +44,95 @@ class Tried:
     tls_failed: bool = False
 
 
-async def try_all(next_hops: Sequence[NextHop], config: Config, seconds: float = TRY_S) -> list[Tried]:
+async def try_all(
+    next_hops: Sequence[NextHop],
+    config: Config,
+    seconds: float = TRY_S,
+    secrets: Mapping[str, HopSecret] = NO_SECRETS,
+) -> list[Tried]:
     """Each of them once, a few at a time. Never raises for what a next hop does."""
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(next_hop: NextHop) -> Tried:
         async with room:
-            return await _try(next_hop, config, seconds)
+            return await _try(next_hop, config, seconds, secrets)
 
     return await asyncio.gather(*map(one, next_hops))
 
 
-async def _try(next_hop: NextHop, config: Config, seconds: float) -> Tried:
-    notes = _Notes()
-    lane = Lane(next_hop, config, 1, MailLog(notes, "json", config.server.hostname))
+def _lane(next_hop: NextHop, config: Config, seconds: float, secrets: Mapping[str, HopSecret], notes: _Notes) -> Lane:
+    lane = Lane(next_hop, config, 1, MailLog(notes, "json", config.server.hostname), secrets=secrets)
     lane.connect_timeout_s = min(seconds, lane.connect_timeout_s)
     lane.command_timeout_s = min(seconds, lane.command_timeout_s)
+    return lane
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A walk through the commands of a delivery, without DATA. ``steps``: what was done and answered, in order.
+
+    ``answer``: the first refusal; None when everything was taken.
+    """
+
+    steps: tuple[tuple[str, str], ...]
+    answer: Answer | None
+
+
+async def walk(
+    next_hop: NextHop,
+    config: Config,
+    secrets: Mapping[str, HopSecret],
+    sender: str,
+    recipient: str,
+    seconds: float = TRY_S,
+) -> Asked:
+    """Connect, TLS, AUTH as a delivery would; then MAIL, RCPT, RSET, QUIT. Never raises for what a next hop does."""
+    lane = _lane(next_hop, config, seconds, secrets, _Notes())
+    steps: list[tuple[str, str]] = []
+    try:
+        client = await asyncio.wait_for(open_client(lane, next_hop.host, lane.peer), 3 * seconds)
+    except ConnectFailed as error:
+        return Asked(tuple(steps), error.answer)
+    except TimeoutError:
+        return Asked(tuple(steps), Answer(Stage.CONNECT, 0, "", f"no connection within {3 * seconds:.0f} s"))
+    try:
+        steps.append(("connect", f"{next_hop.name}, EHLO is answered"))
+        steps.append(("tls", _tls_of(client)))
+        if lane.peer.login is not None:
+            steps.append(("auth", f"logged in as {lane.peer.login.user}"))
+        for stage, words in (
+            (Stage.MAIL, (b"MAIL", f"FROM:<{sender}>".encode())),
+            (Stage.RCPT, (b"RCPT", f"TO:<{recipient}>".encode())),
+        ):
+            response = await client.execute_command(*words, timeout=seconds)
+            enhanced, text = split_text(response.message)
+            steps.append((stage, f"{response.code} {enhanced} {text}".replace("  ", " ")))
+            if response.code >= 300:
+                return Asked(tuple(steps), Answer(stage, response.code, enhanced, text))
+        await client.execute_command(b"RSET", timeout=seconds)
+        return Asked(tuple(steps), None)
+    except (SMTPException, OSError) as error:
+        return Asked(tuple(steps), Answer(Stage.MAIL, 0, "", str(error) or type(error).__name__))
+    finally:
+        with contextlib.suppress(SMTPException, OSError):
+            await client.quit(timeout=seconds)
+        client.close()
+
+
+def _tls_of(client: SMTP) -> str:
+    tls: ssl.SSLObject | None = client.transport.get_extra_info("ssl_object") if client.transport is not None else None
+    if tls is None:
+        return "none: mail goes on readable"
+    der = tls.getpeercert(binary_form=True)
+    seen = tls.getpeercert() or {}
+    until = f", good until {seen['notAfter']}" if "notAfter" in seen else ""
+    pin = f", SHA-256 {hashlib.sha256(der).hexdigest()}" if der else ""
+    return f"{tls.version()}{', certificate verified' if seen else ', certificate not looked at'}{until}{pin}"
+
+
+async def _try(next_hop: NextHop, config: Config, seconds: float, secrets: Mapping[str, HopSecret]) -> Tried:
+    notes = _Notes()
+    lane = _lane(next_hop, config, seconds, secrets, notes)
     try:
         opened = await asyncio.wait_for(lane.try_connection(), 2 * seconds)
     except TimeoutError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from relay.config.schema import Config
-from relay.control import Secrets
+from relay.control import HopSecret, Secrets
 from relay.directory.key import read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.passwords import read_passwords
@@ -18,6 +18,8 @@ from relay.supervisor.errors import Refusal
 
 PEM_MAX: Final = 64 * 1024
 """Octets of a certificate chain or key: ten times a long chain, and it has to fit a control packet."""
+
+PASSWORD_MAX: Final = 1024
 
 Fingerprint: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
@@ -38,9 +40,41 @@ def read_secrets(config: Config) -> Secrets:
         passwords = read_passwords(config, os.environ)
     except SnapshotError as error:
         problems.append(str(error))
+    next_hops = read_next_hops(config, problems)
     if problems:
         raise Refusal(*problems)
-    return Secrets(certificate, key, snapshot_key, passwords)
+    return Secrets(certificate, key, snapshot_key, passwords, next_hops)
+
+
+def read_next_hops(config: Config, problems: list[str]) -> dict[str, HopSecret]:
+    """What the ``[[next_hop]]`` tables point to; what cannot be read is added to ``problems``."""
+    found: dict[str, HopSecret] = {}
+    for index, entry in enumerate(config.next_hop):
+        at = f"next_hop[{index}]"
+        found[entry.own_key] = HopSecret(
+            _password(f"{at}.password_file", entry.password_file, problems),
+            _pem(f"{at}.authorities", entry.authorities, problems),
+            _pem(f"{at}.certificate", entry.certificate, problems),
+            _pem(f"{at}.key", entry.key, problems),
+        )
+    return found
+
+
+def _password(key: str, path: Path | None, problems: list[str]) -> str:
+    if path is None:
+        return ""
+    try:
+        with path.open(encoding="utf-8") as file:
+            password = file.readline(PASSWORD_MAX + 2).rstrip("\r\n")
+    except OSError as error:
+        problems.append(f"{key}: cannot read {path}: {error.strerror}; check the path, its owner and mode")
+    except UnicodeDecodeError:
+        problems.append(f"{key}: {path} is not UTF-8; write the password alone into it")
+    else:
+        if 0 < len(password) <= PASSWORD_MAX and password.isprintable():
+            return password
+        problems.append(f"{key}: {path} has no password in its first line; write the password alone into it")
+    return ""
 
 
 def _pem(key: str, path: Path | None, problems: list[str]) -> str:
@@ -64,7 +98,14 @@ def _pem(key: str, path: Path | None, problems: list[str]) -> str:
 def fingerprint(config: Config) -> Fingerprint:
     """Changes whenever one of the files is replaced or written."""
     passwords = (profile.password_file for profile in config.directory.ldap)
-    return tuple(_stat(path) for path in (config.tls.certificate, config.tls.key, config.key_path, *passwords))
+    of_hops = [
+        path
+        for entry in config.next_hop
+        for path in (entry.password_file, entry.authorities, entry.certificate, entry.key)
+    ]
+    return tuple(
+        _stat(path) for path in (config.tls.certificate, config.tls.key, config.key_path, *passwords, *of_hops)
+    )
 
 
 def _stat(path: Path | None) -> tuple[int, int, int] | None:
