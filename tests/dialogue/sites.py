@@ -62,7 +62,7 @@ SITES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "watching": {
         "config": {
-            "senders": {"restricted": "log", "own_domains": "log"},
+            "senders": {"restricted": "log", "own_domains": "off"},
             "recipients": {"unknown": "log"},
             "content": {"header_firewall": "log"},
         },
