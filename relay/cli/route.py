@@ -143,7 +143,7 @@ async def _hops(config: Config, decision: Decision, mailbox: Mailbox) -> tuple[t
             hops.append(Hop(goal.name, goal.host, goal.port, goal.protocol, addresses, weight, state))
             continue
         domain = goal.domain or domain_of(mailbox)
-        found = await exchanges.find(domain)
+        found = await exchanges.find(domain, goal.reach)
         said += await _what_dns_said(resolver, domain)
         if isinstance(found, Answer):
             answers.append(found)

@@ -313,6 +313,9 @@ class Dns(Section):
     """Wait for one answer of one server, seconds; each server is asked twice."""
     families: Annotated[list[Literal["ipv4", "ipv6"]], Field(min_length=1, max_length=2)] = ["ipv4", "ipv6"]
     """Which addresses of a mail exchanger are used, and which first."""
+    private: bool = False
+    """Whether mail by the route for * may go to private addresses (RFC 1918 and the like). Its domains are chosen by
+    strangers, who could point them at hosts inside; routes for domains of your choice may always."""
     own_hosts: Annotated[list[Annotated[str, AfterValidator(own_host)]], Field(max_length=100)] = []
     """Names and addresses that lead to this relay besides its own, such as those of a balancer or of NAT: mail never
     goes to a mail exchanger that is among them."""

@@ -216,9 +216,10 @@ class Lane:
     async def _connect(self) -> Connection | Answer:
         """A connection, or why there is none: to the first of its addresses that takes one (RFC 5321 §5.1)."""
         opened: Connection | Answer = Answer(Stage.CONNECT, 0, "", "no address")
+        enough = self.now() + self.connect_timeout_s  # two that do not answer at all: the next hop's turn
         for address in self.addresses or (self.next_hop.host,):
             opened = await self._connect_to(address)
-            if not isinstance(opened, Answer):
+            if not isinstance(opened, Answer) or self.now() > enough:
                 break
         return opened
 

@@ -123,7 +123,7 @@ class Lanes:
             if isinstance(goal, NextHop):
                 lanes.append(self._lanes[goal])
                 continue
-            found = self._exchanges.known(goal.domain or domain_of(mailbox))
+            found = self._exchanges.known(goal.domain or domain_of(mailbox), goal.reach)
             if found is None:
                 return []
             for one in self._turns(found):
@@ -143,7 +143,7 @@ class Lanes:
             if isinstance(goal, NextHop):
                 lanes.append(self._lanes[goal])
                 continue
-            found = await self._exchanges.find(goal.domain or domain_of(mailbox))
+            found = await self._exchanges.find(goal.domain or domain_of(mailbox), goal.reach)
             if isinstance(found, Answer):
                 refused = found if refused is None or found.code < refused.code else refused
                 continue

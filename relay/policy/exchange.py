@@ -10,6 +10,7 @@ no such domain                                  550 5.1.2
 neither MX nor address                          550 5.1.2
 MX records, no host with an address             550 5.4.4
 only loopback or otherwise unusable addresses   550 5.4.4
+only addresses inside, for strangers' domains   550 5.4.4
 this relay among the hosts                      it and all of its or a worse preference are left out
 nothing better than this relay                  554 5.4.6
 no usable answer                                451 4.4.3
@@ -28,7 +29,7 @@ from relay.mail.address import is_domain
 from relay.mail.answer import Answer, Stage
 from relay.policy.lookup import Addresses, Found, MailExchangers
 
-HOSTS: Final = 8
+HOSTS: Final = 5
 """Hosts of one domain that are looked at, best first: more only take more time to fail."""
 PER_FAMILY: Final = 3
 """Addresses of one host and family that are tried."""
@@ -74,10 +75,11 @@ def hosts(domain: str, said: MailExchangers, own: Own) -> tuple[tuple[int, str],
 
 
 def exchangers(
-    domain: str, found: Sequence[tuple[int, str, Sequence[Addresses]]], own: Own, is_ours: Callable[[str], bool]
-) -> tuple[Exchanger, ...] | Answer:
+    domain: str, found: Sequence[tuple[int, str, Sequence[Addresses]]], own: Own, is_ours: Callable[[str], bool],
+    is_closed: Callable[[str], bool],
+) -> tuple[Exchanger, ...] | Answer:  # fmt: skip
     """The hosts with their addresses, best first. ``found``: preference, host and what each family's look-up brought, in
-    the order of ``hosts``; ``is_ours`` tells addresses of this machine.
+    the order of ``hosts``; ``is_ours`` tells addresses of this machine, ``is_closed`` those where mail must not go.
     """
     usable: list[Exchanger] = []
     doubt = ""
@@ -86,7 +88,7 @@ def exchangers(
     for preference, host, families in found:
         addresses = [*chain.from_iterable(family.records[:PER_FAMILY] for family in families)] if is_host(host) else []
         doubt = doubt or next((family.why for family in families if family.found is Found.UNKNOWN), "")
-        reachable = [address for address in addresses if not is_unusable(address)]
+        reachable = [address for address in addresses if not is_closed(address)]
         unusable = unusable or len(reachable) < len(addresses)
         if any(address in own.addresses or is_ours(address) for address in reachable):
             limit = preference if limit is None else min(limit, preference)
@@ -122,6 +124,19 @@ def is_unusable(text: str) -> bool:
     return bool(
         inner.is_loopback or inner.is_unspecified or inner.is_multicast or inner.is_link_local or inner.is_reserved
     )
+
+
+# RFC 1918, RFC 6598 (carriers' NAT), RFC 4193.
+_PRIVATE: Final = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)
+
+
+def is_inside(text: str) -> bool:
+    """The same, and private networks: where a domain that a stranger chose must not lead the relay."""
+    address = ipaddress.ip_address(text)
+    inner = getattr(address, "ipv4_mapped", None) or address
+    return is_unusable(text) or any(inner in network for network in _PRIVATE if network.version == inner.version)
 
 
 def is_host(name: str) -> bool:

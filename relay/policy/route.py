@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from relay.config.destination import (
     SMTP_PORT,
@@ -48,10 +48,13 @@ class NextHop(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """The mail exchangers of a domain; "" means the recipient's own."""
+    """The mail exchangers of a domain; "" means the recipient's own. ``reach`` public: strangers choose the domain (``*``),
+    so that its hosts must not be inside (``dns.private``).
+    """
 
     domain: str
     port: int
+    reach: Literal["anywhere", "public"] = "anywhere"
 
     @property
     def name(self) -> str:
@@ -126,7 +129,7 @@ class RouteTable:
         for line in parse_table(config.routing.table)[0]:
             at = (*TABLE, line.number)
             if line.target is not None:
-                found[line.pattern] = _route(line.pattern, at, line.target, ())
+                found[line.pattern] = _route([line.pattern], at, line.target, ())
                 continue
             for pattern in search_order(line.pattern):  # as if the table were not there
                 if pattern in written:
@@ -237,12 +240,13 @@ def _routes(config: Config) -> Iterator[tuple[str, Route]]:
         target = targets[0]
         if isinstance(target, tuple):
             target = tuple(goal for one in targets if isinstance(one, tuple) for goal in one)
-        route = _route(entry.domains[0], ("route", index), target, tuple(entry.weights))
+        route = _route(entry.domains, ("route", index), target, tuple(entry.weights))
         for pattern in entry.domains:
             yield pattern, route
 
 
-def _route(name: str, at: KeyPath, target: Target, weights: tuple[int, ...]) -> Route:
+def _route(patterns: Sequence[str], at: KeyPath, target: Target, weights: tuple[int, ...]) -> Route:
+    name = patterns[0]
     match target:
         case Refusal(status, text):
             return Route(name, at, Action.REFUSE, status=status, text=text)
@@ -251,7 +255,8 @@ def _route(name: str, at: KeyPath, target: Target, weights: tuple[int, ...]) -> 
         case Loss(text):
             return Route(name, at, Action.DISCARD, text=text)
         case destinations:
-            goals = tuple(map(_goal, destinations))
+            anybody = DEFAULT in patterns
+            goals = tuple(_goal(destination, "public" if anybody else "anywhere") for destination in destinations)
             hosts = tuple(goal for goal in goals if isinstance(goal, NextHop))
             return Route(
                 name, at, Action.DELIVER, goals, weights, next_hops=hosts, static=len(hosts) == len(goals),
@@ -259,9 +264,9 @@ def _route(name: str, at: KeyPath, target: Target, weights: tuple[int, ...]) -> 
             )  # fmt: skip
 
 
-def _goal(destination: Destination) -> Goal:
+def _goal(destination: Destination, reach: Literal["anywhere", "public"]) -> Goal:
     match destination:
         case Host(protocol, host, port):
             return NextHop(host, port, protocol)
         case Exchangers(domain, port):
-            return Exchange(domain, port)
+            return Exchange(domain, port, "anywhere" if domain else reach)

@@ -33,7 +33,7 @@ def mx(*records: tuple[int, str]) -> MailExchangers:
 
 
 def judged(domain: str, *found: tuple[int, str, Sequence[Addresses]]):
-    return exchangers(domain, found, OWN, lambda address: address == "203.0.113.1")
+    return exchangers(domain, found, OWN, lambda address: address == "203.0.113.1", is_unusable)
 
 
 def codes(answer: object) -> tuple[int, str]:
@@ -264,14 +264,30 @@ async def test_what_is_known_of_a_domain_needs_no_waiting_and_ends_with_its_ttl(
         }
     )
     exchanges = Exchanges(configuration(), resolver, resolver.clock)
-    assert exchanges.known("d.test") is None
-    found = await exchanges.find("d.test")
+    assert exchanges.known("d.test", "public") is None
+    found = await exchanges.find("d.test", "public")
     assert found == (Exchanger(5, "h.test", ("192.0.2.1",)),)
-    assert exchanges.known("d.test") == found
+    assert exchanges.known("d.test", "public") == found
     resolver.clock.now += 61
-    assert exchanges.known("d.test") is None
+    assert exchanges.known("d.test", "public") is None
 
 
 async def test_an_address_without_a_domain_has_no_exchanger():
-    answer = await Exchanges(configuration(), Answers({})).find("")
+    answer = await Exchanges(configuration(), Answers({})).find("", "public")
     assert codes(answer) == (550, "5.1.2")
+
+
+@pytest.mark.parametrize(
+    "address", ["10.1.2.3", "172.31.0.1", "192.168.0.9", "100.64.0.1", "fd00::7", "::ffff:10.0.0.1"]
+)
+async def test_a_domain_of_a_strangers_choice_leads_to_no_host_inside(address):
+    """A report to a sender whose MX is an internal server would open a connection there."""
+    family = "AAAA" if ":" in address else "A"
+    table = {("d.test", "MX"): ["d.test. 600 MX 5 h.test."], ("h.test", family): [f"h.test. 60 {family} {address}"]}
+    exchanges = Exchanges(configuration(), Answers(table))
+    assert codes(await exchanges.find("d.test", "public")) == (550, "5.4.4")
+    assert await exchanges.find("d.test", "anywhere") == (Exchanger(5, "h.test", (address,)),)
+    literal = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+    assert codes(await exchanges.find(literal, "public")) == (550, "5.4.4")
+    permitted = configuration().model_copy(update={"dns": configuration().dns.model_copy(update={"private": True})})
+    assert await Exchanges(permitted, Answers(table)).find("d.test", "public") == (Exchanger(5, "h.test", (address,)),)

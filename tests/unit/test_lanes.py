@@ -59,13 +59,13 @@ class Site:
             }
         )
 
-    def known(self, domain: str) -> tuple[Exchanger, ...]:
+    def known(self, domain: str, reach: str = "") -> tuple[Exchanger, ...]:
         return tuple(
             Exchanger(number, host, self.hosts[host])
             for number, host in enumerate(self.exchangers.get(domain, (f"mx.{domain}",)))
         )
 
-    async def find(self, domain: str) -> tuple[Exchanger, ...]:
+    async def find(self, domain: str, reach: str) -> tuple[Exchanger, ...]:
         return self.known(domain)
 
     async def to(self, domain: str):

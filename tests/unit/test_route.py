@@ -224,3 +224,14 @@ def test_mail_exchangers_are_told_from_hosts():
 )
 def test_exchangers_are_shown_as_they_are_written(exchangers):
     assert parse_next_hop(show(exchangers)) == (exchangers,)
+
+
+def test_only_what_the_route_for_all_others_reaches_is_of_strangers_choice():
+    routes = table("a.example smtp:\nb.example smtp:other.example\n* smtp:")
+    assert [routes.find(Mailbox(f"x@{name}.example")).goals[0].reach for name in "abc"] == [
+        "anywhere",
+        "anywhere",
+        "public",
+    ]
+    fixed = table("* smtp:gateway.example")
+    assert fixed.find(Mailbox("x@any.example")).goals[0].reach == "anywhere"
