@@ -59,7 +59,7 @@ def name_service(config: Config) -> Iterator[Finding]:
     """Whether the DNS answers, where a route needs it."""
     exchanges = RouteTable(config).exchanges()
     if exchanges:
-        yield from asyncio.run(_asked(config, [goal.domain for goal in exchanges[:MOST]]))
+        yield from asyncio.run(_asked(config, list(dict.fromkeys(goal.domain for goal in exchanges))[:MOST]))
 
 
 async def _asked(config: Config, domains: list[str]) -> list[Finding]:
@@ -71,7 +71,7 @@ async def _asked(config: Config, domains: list[str]) -> list[Finding]:
     try:
         for domain in domains:
             if domain:
-                said = await exchanges.find(domain)
+                said = await exchanges.find(domain, "anywhere")
                 if isinstance(said, Answer):
                     hint = "mend the domain's MX, or name its host in brackets"
                     found.append(Finding(Grade.WARNING, "dns", f"no way to {domain}: {said.text}", hint))
