@@ -7,6 +7,7 @@ It must not judge answers: it returns ``policy.lookup`` values. Nothing of a que
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -50,8 +51,9 @@ LIFETIME_S: Final = 15.0
 """One question over all servers and tries."""
 ROUNDS: Final = 2
 SILENT: Final = 5
-"""So many questions in a row without any answer from any server, and no more are asked for a while."""
+"""So many questions in a row without any answer from any server, and it is found out whether one is there at all."""
 SILENT_S: Final = 5.0
+"""When none is, no more is asked for this long."""
 PAYLOAD: Final = 1232  # DNS flag day 2020: what passes everywhere unfragmented
 RECORDS: Final = 200
 """Records taken from one answer."""
@@ -92,6 +94,8 @@ class Resolver:
         self._places = asyncio.Semaphore(QUESTIONS)
         self._silent = 0
         self._silent_until = 0.0
+        self._down = False
+        self._probe: asyncio.Task[bool] | None = None
         self.configure(servers, timeout_s)
 
     def configure(self, servers: Sequence[Server], timeout_s: float) -> None:
@@ -99,6 +103,7 @@ class Resolver:
         self.servers = tuple(servers)
         self._timeout_s = timeout_s
         self._cache.clear()
+        self._silent_until = 0.0
 
     async def addresses(self, name: str, family: Literal["A", "AAAA"]) -> Addresses:
         """The addresses of a host. Never raises."""
@@ -110,7 +115,7 @@ class Resolver:
 
     def close(self) -> None:
         """Give up what is being asked."""
-        for task in self._asking.values():
+        for task in [*self._asking.values(), *([self._probe] if self._probe is not None else [])]:
             task.cancel()
 
     async def _lookup(self, name: str, kind: str) -> Lookup:
@@ -184,7 +189,7 @@ class Resolver:
 
     async def _ask(self, name: dns.name.Name, kind: dns.rdatatype.RdataType, until: float) -> dns.message.Message:
         """A usable answer of the first server that has one. Raises _Failed."""
-        if self._clock() < self._silent_until:
+        if self._silent >= SILENT and not await self._anybody():
             raise _Failed("no DNS server answers")
         said: dict[Server, str] = {}
         silent = set(self.servers)
@@ -212,8 +217,32 @@ class Resolver:
                 said[server] = trouble
         why = ", ".join(f"{server[0]}: {what}" for server, what in said.items()) or "no DNS server was asked"
         if silent == set(self.servers):
-            self._heard_nothing(why)
+            self._silent += 1
         raise _Failed(why)
+
+    async def _anybody(self) -> bool:
+        """Whether any server is there: asked once for all who want to know, and not again for a while when none is."""
+        if self._clock() < self._silent_until:
+            return False
+        if self._probe is None:
+            self._probe = asyncio.get_running_loop().create_task(self._look_for_servers())
+        return await asyncio.shield(self._probe)
+
+    async def _look_for_servers(self) -> bool:
+        """The root is what every resolver knows by heart; any answer will do. One slow domain is no proof of anything."""
+        try:
+            for server in self.servers:
+                with contextlib.suppress(dns.exception.DNSException, OSError, EOFError):
+                    await self._exchange(server, dns.name.root, dns.rdatatype.NS, self._timeout_s)
+                    self._heard()
+                    return True
+            self._silent_until = self._clock() + SILENT_S
+            if not self._down:
+                self._down = True
+                self._note("error", "dns_down", servers=_names(self.servers))
+            return False
+        finally:
+            self._probe = None
 
     async def _exchange(
         self, server: Server, name: dns.name.Name, kind: dns.rdatatype.RdataType, timeout_s: float
@@ -238,17 +267,11 @@ class Resolver:
         return response
 
     def _heard(self) -> None:
-        if self._silent >= SILENT:
-            self._note("info", "dns_up", servers=_names(self.servers))
         self._silent = 0
-        self._silent_until = 0.0
-
-    def _heard_nothing(self, why: str) -> None:
-        self._silent += 1
-        if self._silent >= SILENT:
-            self._silent_until = self._clock() + SILENT_S
-        if self._silent == SILENT:
-            self._note("error", "dns_down", servers=_names(self.servers), cause=why)
+        if self._down:
+            self._down = False
+            self._silent_until = 0.0
+            self._note("info", "dns_up", servers=_names(self.servers))
 
 
 def _names(servers: Sequence[Server]) -> str:

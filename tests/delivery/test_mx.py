@@ -444,7 +444,7 @@ def test_hosts_of_strangers_have_one_label_and_raise_no_alarm(world: World) -> N
 
 def test_when_no_dns_server_answers_mail_waits_and_an_alarm_is_raised_until_one_does(world: World) -> None:
     """The last test: the servers are stopped in it."""
-    world.relay.configure({"dns": {"servers": [SCRIPTED], "timeout_s": 0.1}})
+    world.relay.configure({"dns": {"servers": [SCRIPTED], "timeout_s": 0.3}})
     world.scripted.silent = True
     assert world.relay.command("reload").returncode == 0
     world.relay.wait_for_log('"event":"reloaded"')

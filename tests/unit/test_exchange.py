@@ -211,15 +211,24 @@ async def test_the_cache_is_bounded_and_keeps_what_is_used(monkeypatch):
 
 
 async def test_when_nobody_answers_no_more_is_asked_for_a_while_and_one_alarm_raised():
-    resolver = Answers({(f"h{n}.test", "A"): -1 for n in range(50)})
+    resolver = Answers({(f"h{n}.test", "A"): -1 for n in range(50)} | {(".", "NS"): -1})
     for number in range(SILENT + 5):
         assert (await resolver.addresses(f"h{number}.test", "A")).found is Found.UNKNOWN
-    assert len(resolver.asked) == SILENT * net_dns.ROUNDS
+    assert len(resolver.asked) == SILENT * net_dns.ROUNDS + 1, "and whether anybody is there"
     assert resolver.told == ["dns_down"]
     resolver.clock.now += net_dns.SILENT_S + 0.1
+    del resolver.table[".", "NS"]
     resolver.table["up.test", "A"] = ["up.test. 60 A 192.0.2.1"]
     assert (await resolver.addresses("up.test", "A")).found is Found.RECORDS
     assert resolver.told == ["dns_down", "dns_up"]
+
+
+async def test_many_domains_without_an_answer_are_no_dead_server():
+    resolver = Answers({(f"h{n}.test", "A"): -1 for n in range(50)} | {("up.test", "A"): ["up.test. 60 A 192.0.2.1"]})
+    for number in range(20):
+        assert (await resolver.addresses(f"h{number}.test", "A")).found is Found.UNKNOWN
+    assert (await resolver.addresses("up.test", "A")).found is Found.RECORDS
+    assert resolver.told == []
 
 
 @pytest.mark.parametrize("name", ["x" * 64 + ".test", ".".join(["x" * 60] * 5), "a..test"])
