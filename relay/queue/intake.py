@@ -26,6 +26,7 @@ from typing import Final
 
 from relay.queue import intake_file
 from relay.queue.database import fault
+from relay.queue.intake_segment import Entry, Group, Segment
 from relay.queue.layout import FILE_MODE, Layout, Tuning, grow
 from relay.queue.rows import NewRows
 from relay.queue.store import QueueError
@@ -60,64 +61,6 @@ GROUP_OCTETS: Final = 4 * 1024 * 1024
 _logger: Final = logging.getLogger("relay.queue")
 
 
-class Entry:
-    """A live message. ``moving`` is set while it is being put into the database, and says when that is over."""
-
-    __slots__ = ("moving", "rows", "segment", "since", "until")
-
-    def __init__(self, rows: NewRows, segment: _Segment, since: float) -> None:
-        self.rows = rows
-        self.segment = segment
-        self.since = since
-        self.until = rows.lease.until
-        self.moving: asyncio.Future[None] | None = None
-
-
-class _Segment:
-    """One of the two files. ``reserved``: where the next record will lie; ``live``: messages put in it and not over."""
-
-    __slots__ = ("begun", "descriptor", "epoch", "live", "path", "position", "reserved", "seed")
-
-    def __init__(self, descriptor: int, path: str) -> None:
-        self.descriptor = descriptor
-        self.path = path
-        self.live = 0
-        self.begin()
-
-    def begin(self) -> None:
-        """Start again from the first record, in a new epoch."""
-        self.epoch = intake_file.new_epoch()
-        self.seed = intake_file.seed_of(self.epoch)
-        self.begun = False
-        self.position = self.reserved = intake_file.START
-
-
-class _Group:
-    """What is written and synced together: all in one segment."""
-
-    __slots__ = ("deadline", "futures", "header", "offset", "parts", "segment", "size")
-
-    def __init__(self, segment: _Segment, deadline: float, schema: int) -> None:
-        self.segment = segment
-        self.deadline = deadline
-        self.offset = segment.reserved
-        self.size = 0
-        self.parts: list[bytes] = []
-        self.futures: list[tuple[int, asyncio.Future[None] | asyncio.Future[bool]]] = []
-        self.header = b"" if segment.begun else intake_file.header(segment.epoch, schema)
-        segment.begun = True
-
-    def write(self) -> None:
-        """In the thread. Raises OSError."""
-        descriptor = self.segment.descriptor
-        if self.header:
-            # By itself: what follows must not be on the disk while the header still names the epoch before.
-            _write(descriptor, self.header, 0)
-            os.fdatasync(descriptor)
-        _write(descriptor, b"".join(self.parts), self.offset)
-        os.fdatasync(descriptor)
-
-
 class Intake:
     """The log of one worker. All methods are for the event loop's thread."""
 
@@ -150,11 +93,11 @@ class Intake:
         self._reserve_octets = tuning.reserve_octets
         self._open_after = 0.0
         self._live: dict[int, Entry] = {}
-        self._segments: list[_Segment] = []
-        self._opened: list[_Segment] = []
+        self._segments: list[Segment] = []
+        self._opened: list[Segment] = []
         """What the thread is opening."""
-        self._groups: deque[_Group] = deque()
-        self._writing: _Group | None = None
+        self._groups: deque[Group] = deque()
+        self._writing: Group | None = None
         self._homeless: list[tuple[int, asyncio.Future[bool]]] = []
         """Done records without room, or whose group failed; they go into the next segment that is begun."""
         self._urgent = False
@@ -200,7 +143,7 @@ class Intake:
         for path in paths:
             grow(path, self._octets)
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-            self._opened.append(_Segment(descriptor, str(path)))
+            self._opened.append(Segment(descriptor, str(path)))
 
     # --- messages ------------------------------------------------------------------------------------------------------
 
@@ -276,11 +219,11 @@ class Intake:
         self._write_next()
 
     def _append(
-        self, segment: _Segment, record: bytes, key: int, future: asyncio.Future[None] | asyncio.Future[bool]
+        self, segment: Segment, record: bytes, key: int, future: asyncio.Future[None] | asyncio.Future[bool]
     ) -> None:
         group = self._groups[-1] if self._groups else None
         if group is None or group.segment is not segment or group.size > GROUP_OCTETS:
-            group = _Group(segment, self._loop.time() + self._timeout_s, self._schema)
+            group = Group(segment, self._loop.time() + self._timeout_s, self._schema)
             self._groups.append(group)
         group.parts.append(record)
         group.futures.append((key, future))
@@ -300,7 +243,7 @@ class Intake:
             self._say_done(key, future)
         return True
 
-    def _holds(self, segment: _Segment) -> bool:
+    def _holds(self, segment: Segment) -> bool:
         return self._writing is not None and self._writing.segment is segment
 
     # --- writing -------------------------------------------------------------------------------------------------------
@@ -345,7 +288,7 @@ class Intake:
             elif self._patience is None:
                 self._patience = self._loop.call_later(PATIENCE_S, self._lose_patience)
 
-    def _fail(self, group: _Group, error: OSError) -> None:
+    def _fail(self, group: Group, error: OSError) -> None:
         """Nothing more is written to these segments: who was told no must not come back, who was told yes must not go."""
         self._broken = True
         _logger.error("queue: %s: %s; all mail goes through the database until the log is begun anew",
@@ -449,7 +392,7 @@ class Intake:
         homeless, self._homeless = self._homeless, []
         for segment in self._segments:
             # Both at once: neither may be found with a put of before that was told no.
-            self._groups.append(_Group(segment, self._loop.time() + self._timeout_s, self._schema))
+            self._groups.append(Group(segment, self._loop.time() + self._timeout_s, self._schema))
         for key, future in homeless:
             self._say_done(key, future)
         self._urgent = True
@@ -496,11 +439,3 @@ class Intake:
         for segment in self._segments:
             os.close(segment.descriptor)
         self._segments = []
-
-
-def _write(descriptor: int, octets: bytes, position: int) -> None:
-    view = memoryview(octets)
-    while view:
-        count = os.pwrite(descriptor, view, position)
-        position += count
-        view = view[count:]

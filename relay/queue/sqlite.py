@@ -23,7 +23,8 @@ from relay.queue import intake_file
 from relay.queue.bodies import Bodies
 from relay.queue.boot import Clock, boot_clock, boot_id
 from relay.queue.database import connect_readonly, fault
-from relay.queue.intake import Entry, Intake
+from relay.queue.intake import Intake
+from relay.queue.intake_segment import Entry
 from relay.queue.journal import Journal
 from relay.queue.layout import Layout, Tuning
 from relay.queue.loading import load
