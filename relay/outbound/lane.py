@@ -166,6 +166,8 @@ class Lane:
 
     def failure(self) -> Answer:
         """Why nothing can be delivered now."""
+        if self.hesitates and self.up:
+            return Answer(Stage.CONNECT, 0, "", "no connection yet")
         return self.last_failure or Answer(Stage.CONNECT, 0, "", "next hop is down")
 
     def again(self, attempt: Attempt) -> None:

@@ -340,7 +340,7 @@ class Runner:
                 if not lanes:
                     self._spawn(self._find(delivery, members, route))
                     continue
-            if not lanes[0].worth_trying or lanes[0].hesitates:
+            if not lanes[0].worth_trying or (lanes[0].hesitates and not delivery.expired):
                 self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0], route)
                 continue
             QueueAttempt(self, delivery, members, route, lanes).start()
@@ -361,7 +361,7 @@ class Runner:
         lanes = await self._lanes.find(route, tried[0].mailbox)
         if isinstance(lanes, Answer):
             self._finish_unsent(delivery, tried, lanes, None)
-        elif not lanes[0].worth_trying or lanes[0].hesitates:
+        elif not lanes[0].worth_trying or (lanes[0].hesitates and not delivery.expired):
             self._finish_unsent(delivery, tried, lanes[0].failure(), lanes[0], route)
         else:
             QueueAttempt(self, delivery, tried, route, lanes).start()

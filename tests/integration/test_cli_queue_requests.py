@@ -344,3 +344,29 @@ def test_a_message_is_not_deleted_under_its_attempt(make_relay: MakeRelay, next_
     hold.release()
     next_hop.wait_for_accepted(1)
     relay.wait_for_log(f"{queue_id}: removed")
+
+
+def test_an_entry_without_its_body_file_is_set_aside_listed_and_released_once_mended(
+    make_relay: MakeRelay, next_hop: NextHop
+):
+    next_hop.on(Step.RCPT, Say("450 4.2.1 mailbox busy"), only="<user", times=2)
+    relay = make_relay(next_hop, config={"queue": {"retry_s": [1.5]}})
+    with relay.client() as client:
+        client.open()
+        large = letter("large", b"a line of a body that lies in a file\r\n" * 3000)
+        queue_id = client.deliver("sender@example.net", "user@example.com", large).text.split()[-1]
+        relay.wait_for_log(f"{queue_id}: to=.*status=deferred")
+        [body] = Layout.of(relay.spool).bodies.iterdir()
+        body.rename(relay.folder / "away")
+        relay.wait_for_log(f"queue_entry_set_aside id={queue_id}")
+        assert client.deliver("sender@example.net", "bob@example.com", letter()).code == 250, "the others go on"
+    done = relay.command("queue", "list", "--state", "aside", "--json")
+    [aside] = map(json.loads, done.stdout.splitlines())
+    assert (aside["id"], aside["state"]) == (queue_id, "set aside")
+    assert "missing" in aside["aside"]
+    relay.wait_for_metric("relay_queue_corrupt_messages", 1)
+    (relay.folder / "away").rename(body)
+    next_hop.behave()
+    assert relay.command("queue", "release", queue_id).stdout == "1 message with 1 recipient released, due now\n"
+    relay.wait_for_log(f"{queue_id}: removed")
+    assert any(b"large" in one.message for one in next_hop.accepted)

@@ -449,3 +449,40 @@ async def test_a_draining_lane_takes_no_express_mail_and_serves_what_it_has(hop:
     assert not hop.lane.busy
     hop.lane.close()
     await wait_until(lambda: all(talk.heard[-1] == "DATA" or talk.reader.at_eof() for talk in hop.talks))
+
+
+# --- what mail that waits for a next hop goes by ---------------------------------------------------------------------------
+
+
+async def test_a_next_hop_that_was_away_proves_itself_with_a_connection_and_that_is_told_once(hop: Hop) -> None:
+    back: list[str] = []
+    hop.lane.back = lambda lane: back.append(lane.name)
+    await take_down(hop)
+    assert (hop.lane.proven, back) == (False, [])
+    hop.scripts = [good]
+    hop.clock += BACKOFF_S
+    for _ in range(3):
+        assert brief(await deliver(hop)) == TAKEN
+    assert hop.lane.proven
+    assert set(back) == {hop.lane.name}
+
+
+async def test_a_next_hop_that_is_slow_to_connect_the_first_time_hesitates_and_lets_go_of_queued_mail(hop: Hop) -> None:
+    greet = asyncio.Event()
+
+    async def slow(talk: Talk) -> None:
+        await greet.wait()
+        await good(talk)
+
+    hop.scripts = [slow]
+    hop.stop_the_clock()
+    waiting = submit(hop, 1, express=False)[0]
+    assert not hop.lane.hesitates
+    hop.clock += 2.0
+    assert hop.lane.hesitates
+    assert hop.lane.failure().text == "no connection yet"
+    hop.lane.turn_away()
+    assert [answer.text for answer in await waiting.result] == ["no connection became free"]
+    greet.set()
+    await wait_until(lambda: hop.lane.proven)
+    assert not hop.lane.hesitates
