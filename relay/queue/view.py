@@ -117,9 +117,8 @@ def read_stats(spool: Path) -> Stats:
 
 def stats_of(connection: sqlite3.Connection) -> Stats:
     """Depth and age. Raises sqlite3.Error."""
-    messages, leased, octets, oldest, corrupt, recipients, held, of_corrupt = connection.execute(
-        SQL["stats"]
-    ).fetchone()
+    messages, leased, octets, oldest, corrupt, recipients, held = connection.execute(SQL["stats"]).fetchone()
+    of_corrupt = connection.execute(SQL["recipients_aside"]).fetchone()[0] if corrupt else 0
     return Stats(
         messages=messages,
         recipients=recipients - of_corrupt,

@@ -201,11 +201,17 @@ FROM recipient WHERE message = ? ORDER BY number
 SELECT octets FROM body WHERE key = ?
 
 -- name: stats
-SELECT count(*), coalesce(sum(owner IS NOT NULL), 0), coalesce(sum(size), 0), coalesce(min(created), 0.0),
-    (SELECT count(*) FROM message WHERE aside IS NOT NULL),
-    (SELECT count(*) FROM recipient), (SELECT coalesce(sum(state = 'held'), 0) FROM recipient),
-    (SELECT count(*) FROM recipient WHERE message IN (SELECT key FROM message WHERE aside IS NOT NULL))
-FROM message WHERE aside IS NULL
+-- Each table is read once.
+SELECT messages, leased, octets, oldest, corrupt, recipients, held FROM
+    (SELECT count(*) FILTER (WHERE aside IS NULL) AS messages,
+        count(*) FILTER (WHERE aside IS NULL AND owner IS NOT NULL) AS leased,
+        coalesce(sum(size) FILTER (WHERE aside IS NULL), 0) AS octets,
+        coalesce(min(created) FILTER (WHERE aside IS NULL), 0.0) AS oldest,
+        count(*) FILTER (WHERE aside IS NOT NULL) AS corrupt FROM message),
+    (SELECT count(*) AS recipients, count(*) FILTER (WHERE state = 'held') AS held FROM recipient)
+
+-- name: recipients_aside
+SELECT count(*) FROM message JOIN recipient ON recipient.message = message.key WHERE aside IS NOT NULL
 
 -- name: list_messages
 SELECT key, id, sender, size, created, expires_wall, coalesce(holder.name, ''), possible_duplicate,
