@@ -27,7 +27,7 @@ def _state(text: str) -> str:
 
 
 IdArguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID]...", help="Queue IDs, as in the log and in relay queue list.")
+    list[str] | None, typer.Argument(metavar="ID", help="Queue IDs, as in the log and in relay queue list.")
 ]
 SenderOption = Annotated[
     list[str] | None, typer.Option("--sender", metavar="ADDRESS", help='Of this sender; * as in "*@example.net", "<>".')
