@@ -8,9 +8,11 @@ must not decide about mail, nor be waited for on the hot path.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from relay.config.schema import Config, CopyKind
@@ -53,6 +55,8 @@ class Copies:
         self._store = store
         self._log = log
         self._next_id = next_id
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._lines: dict[CopyKind, list[str]] = {}
         self._counts: Counter[CopyKind] = Counter()
         self._timer: asyncio.TimerHandle | None = None
@@ -75,8 +79,12 @@ class Copies:
         self._log.copy = self.note if self._kinds else None
 
     def note(self, kind: CopyKind, line: str) -> None:
-        """Something happened that a letter may tell."""
+        """Something happened that a letter may tell. May be called in any thread: snapshots are read beside the loop."""
         if kind not in self._kinds:
+            return
+        if threading.get_ident() != self._thread:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to write
+                self._loop.call_soon_threadsafe(self.note, kind, line)
             return
         self._counts[kind] += 1
         lines = self._lines.setdefault(kind, [])
@@ -84,7 +92,7 @@ class Copies:
             lines.append(printable(line, 500))
         if self._timer is None:
             wait = max(GATHER_S, self._again - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(wait, self._send)
+            self._timer = self._loop.call_later(wait, self._send)
 
     def about(self, envelope: Envelope, head: bytes, size: int, notices: Sequence[Notice]) -> tuple[NewMessage, ...]:
         """Take note of what became of recipients; a double bounce is to be put in the same transaction."""
@@ -141,7 +149,7 @@ class Copies:
 
     def _send(self) -> None:
         self._timer = None
-        self._sending = asyncio.get_running_loop().create_task(self.flush())
+        self._sending = self._loop.create_task(self.flush())
 
     async def flush(self) -> None:
         """Put the letter, if there is anything to tell; where the disk refuses, it waits for the next time."""
@@ -163,7 +171,7 @@ class Copies:
                 self._lines[kind] = (earlier + self._lines.get(kind, []))[:LINES]
             self._counts += counts
             self._again = time.monotonic() + GATHER_S
-            self._timer = asyncio.get_running_loop().call_later(GATHER_S * 10, self._send)
+            self._timer = self._loop.call_later(GATHER_S * 10, self._send)
         else:
             self._log.note("info", "postmaster_told", id=queue_id, to=self._mailbox)
 
