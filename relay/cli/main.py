@@ -21,6 +21,7 @@ from relay.config.origin import ConfigErrors
 _COMMANDS: Final = {
     "serve": "relay.cli.serve:serve",
     "check": "relay.cli.check:check",
+    "schema": "relay.cli.schema:schema",
     "reload": "relay.cli.reload:reload",
     "directory": "relay.cli.directory:app",
     "recipient": "relay.cli.recipient:recipient",

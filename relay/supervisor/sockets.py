@@ -1,7 +1,7 @@
 """Owns: the listening sockets, opened once, before any privilege is dropped, and shared by all later processes.
 
-Room: sockets inherited from systemd (LISTEN_FDS) are matched by address here, and nowhere else.
-Must not accept a connection.
+Sockets that a service manager opened (sd_listen_fds(3)) are taken where their address is one of the configuration's; then
+neither root nor a capability is needed for ports below 1024. Must not accept a connection.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ BACKLOG: Final = 4096
 
 HUB_BACKLOG: Final = 128
 """Every worker connects once; the rest is room for a hub that is being replaced."""
+
+FIRST_GIVEN: Final = 3
+"""SD_LISTEN_FDS_START."""
 
 UNIX_PATH_MAX: Final = 107
 """Octets of a Unix socket's path (unix(7): sun_path has 108, the last is NUL)."""
@@ -64,12 +67,19 @@ def open_all(config: Config, run: Path, group: int | None) -> Listening:
     problems: list[str] = []
     mail: dict[str, socket.socket] = {}
     web: socket.socket | None = None
+    given = _given(problems)
     for listener in config.listener:
         with _collecting(problems, f"listener {listener.name}", listener.address):
-            mail[listener.address] = _listen(listener.address)
+            mail[listener.address] = _taken(given, listener.address)
     if config.web.listen is not None:
         with _collecting(problems, "web.listen", config.web.listen):
-            web = _listen(config.web.listen)
+            web = _taken(given, config.web.listen)
+    for address, unused in given.items():
+        unused.close()
+        problems.append(
+            f"socket {address}: the service manager opened it, but no listener has this address; "
+            "make ListenStream= and the listener's address the same, or take it out of the .socket unit"
+        )
     hub_path = run / "hub"
     hub: socket.socket | None = None
     if len(os.fsencode(hub_path)) > UNIX_PATH_MAX:
@@ -83,6 +93,37 @@ def open_all(config: Config, run: Path, group: int | None) -> Listening:
                 sock.close()
         raise Refusal(*problems)
     return Listening(mail, web, hub, str(hub_path))
+
+
+def _taken(given: dict[str, socket.socket], address: str) -> socket.socket:
+    return given.pop(address) if address in given else _listen(address)
+
+
+def _given(problems: list[str]) -> dict[str, socket.socket]:
+    """The sockets of the service manager by address, as it stands in configurations. The variables are taken away: no
+    child may believe that the descriptors are its own.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isascii() or not count.isdigit():
+        return {}
+    given: dict[str, socket.socket] = {}
+    for descriptor in range(FIRST_GIVEN, FIRST_GIVEN + int(count)):
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - the library's own form
+        found = socket.socket(fileno=descriptor)
+        if found.family not in {socket.AF_INET, socket.AF_INET6} or found.type != socket.SOCK_STREAM:
+            problems.append(
+                f"descriptor {descriptor}: the service manager gave a socket that is not TCP; use ListenStream=PORT"
+            )
+            found.close()
+            continue
+        # asyncio asks the object for its protocol and leaves TCP_NODELAY off without one.
+        sock = socket.socket(found.family, found.type, socket.IPPROTO_TCP, fileno=found.detach())
+        host, port = sock.getsockname()[:2]
+        sock.listen(BACKLOG)
+        sock.settimeout(0)
+        given[f"[{host}]:{port}" if found.family == socket.AF_INET6 else f"{host}:{port}"] = sock
+    return given
 
 
 @contextlib.contextmanager
