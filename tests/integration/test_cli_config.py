@@ -177,7 +177,7 @@ try:
     main()
 except SystemExit:
     pass
-print(*(name for name in ("rich.table", "relay.cli.queue", "relay.supervisor", "aiosmtpd") if name in sys.modules),
+print(*(name for name in ("rich.table", "relay.cli.queue", "relay.supervisor.tree", "aiosmtpd") if name in sys.modules),
       file=sys.stderr)
 """
         done = subprocess.run(
