@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 
-from relay import supervisor
 from relay.auth.stores import check_stores
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption
 from relay.config.files import check_files
 from relay.config.load import Loaded, read
 from relay.config.origin import ConfigErrors, Problem
+from relay.supervisor import tree
 
 
 def serve(
@@ -33,7 +33,7 @@ def serve(
         raise ConfigErrors(problems)
     if loaded.config.log.file is not None and sys.stderr.isatty():  # else a person sees nothing and wonders
         typer.echo(f"starting; the log goes to {loaded.config.log.file}, Ctrl-C ends the relay", err=True)
-    raise typer.Exit(supervisor.run(config, loaded.config, pidfile))
+    raise typer.Exit(tree.run(config, loaded.config, pidfile))
 
 
 def _check_stores_apart(loaded: Loaded) -> list[Problem]:

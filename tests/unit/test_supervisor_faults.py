@@ -22,7 +22,8 @@ from pathlib import Path
 from relay import app
 from relay.config.load import load
 from relay.control import Abort, Commit, Control, Drain, Prepare, Prepared, Ready, Refused, Workers
-from relay.supervisor import members, run
+from relay.supervisor import members
+from relay.supervisor.tree import run
 from relay.supervisor.birth import Role
 from relay.supervisor.members import Part
 from relay.telemetry.maillog import note
