@@ -63,6 +63,8 @@ class Secrets:
     """The hub's alone: password by name of the ``[[directory.ldap]]``, empty for anonymous ones."""
     next_hops: Mapping[str, HopSecret] = field(default_factory=dict, repr=False)
     """By ``own_key`` of their tables."""
+    tls_named: tuple[tuple[tuple[str, ...], str, str], ...] = field(default=(), repr=False)
+    """Server names, certificate and key of each ``[[tls.named]]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +215,20 @@ def _secrets_out(secrets: Secrets) -> dict[str, Any]:
         "snapshot_key": secrets.snapshot_key.hex(),
         "directory_passwords": secrets.directory_passwords,
         "next_hops": {name: asdict(secret) for name, secret in secrets.next_hops.items()},
+        "tls_named": secrets.tls_named,
     }
 
 
 def _secrets_in(body: dict[str, Any]) -> Secrets:
     passwords = {str(name): str(password) for name, password in body["directory_passwords"].items()}
+    named = tuple((tuple(map(str, names)), str(pem), str(key)) for names, pem, key in body["tls_named"])
     return Secrets(
         str(body["tls_certificate"]),
         str(body["tls_key"]),
         bytes.fromhex(body["snapshot_key"]),
         passwords,
         {str(name): HopSecret(**secret) for name, secret in body.get("next_hops", {}).items()},
+        named,
     )
 
 

@@ -33,6 +33,7 @@ from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
 from relay.hub.client import HubClient
 from relay.inbound.listener import SWEEP_S, Listener
+from relay.inbound.proxied import Proxied
 from relay.inbound.session import Session
 from relay.net.tls import TlsError, endpoint_binding, server_context
 from relay.outbound import lanes
@@ -286,8 +287,9 @@ def _keep_heap() -> None:
 def _tls(config: Config, secrets: Secrets) -> ssl.SSLContext | None:
     if not secrets.tls_certificate:
         return None
-    return server_context(secrets.tls_certificate, secrets.tls_key, config.tls.minimum_version)
+    return server_context(secrets.tls_certificate, secrets.tls_key, config.tls.minimum_version, secrets.tls_named)
 
 
-def _factory(listener: Listener) -> Callable[[], Session]:
-    return lambda: Session(listener)
+def _factory(listener: Listener) -> Callable[[], Session | Proxied]:
+    """Asked for each connection: a reload may put a balancer in front of a listener, or take it away."""
+    return lambda: Session(listener) if listener.balancers is None else Proxied(listener, lambda: Session(listener))

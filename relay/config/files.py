@@ -27,12 +27,17 @@ def check_files(config: Config, origin: Origin = NOWHERE) -> list[Problem]:
 
 
 def _tls(config: Config) -> Iterator[Fault]:
-    certificate, key = config.tls.certificate, config.tls.key
-    if certificate is None or key is None:
-        return
+    if config.tls.certificate is not None and config.tls.key is not None:
+        yield from _pair(("tls",), config.tls.certificate, config.tls.key)
+    for number, entry in enumerate(config.tls.named):
+        yield from _pair(("tls", "named", number), entry.certificate, entry.key)
+
+
+def _pair(at: tuple[str | int, ...], certificate: Path, key: Path) -> Iterator[Fault]:
+    """What is wrong with one certificate and its key."""
     unreadable = [
-        *_unreadable(("tls", "certificate"), certificate, "write the path of the certificate (PEM)"),
-        *_unreadable(("tls", "key"), key, "write the path of the private key (PEM)"),
+        *_unreadable((*at, "certificate"), certificate, "write the path of the certificate (PEM)"),
+        *_unreadable((*at, "key"), key, "write the path of the private key (PEM)"),
     ]
     if unreadable:
         yield from unreadable
@@ -42,7 +47,7 @@ def _tls(config: Config) -> Iterator[Fault]:
         context.load_verify_locations(cafile=certificate)
     except ssl.SSLError:
         yield Fault(
-            ("tls", "certificate"), f"{certificate} holds no certificate", "name a PEM file, -----BEGIN CERTIFICATE"
+            (*at, "certificate"), f"{certificate} holds no certificate", "name a PEM file, -----BEGIN CERTIFICATE"
         )
         return
     try:
@@ -51,17 +56,17 @@ def _tls(config: Config) -> Iterator[Fault]:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             yield Fault(
-                ("tls", "key"),
+                (*at, "key"),
                 f"{key} does not belong to {certificate}",
                 "name the key that the certificate was made for",
             )
         elif error.reason:  # read, but e.g. too weak for OpenSSL's security level
             yield Fault(
-                ("tls", "certificate"), f"OpenSSL refuses it: {error.reason}", "get a certificate of 2048 bits or more"
+                (*at, "certificate"), f"OpenSSL refuses it: {error.reason}", "get a certificate of 2048 bits or more"
             )
         else:
             yield Fault(
-                ("tls", "key"),
+                (*at, "key"),
                 f"{key} holds no usable private key",
                 "name a PEM file without passphrase, -----BEGIN PRIVATE KEY",
             )

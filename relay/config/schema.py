@@ -29,6 +29,7 @@ MEGABYTE: Final = 1024 * 1024
 # Upper bounds keep slips of the keyboard (a zero too many, octets for megabytes) out of sockets, timers and memory.
 LARGEST_MESSAGE: Final = 2**31 - 1  # Exchange takes no more; also what fits everywhere as a length
 STORES: Final = 20  # a login asks them one after the other
+CERTIFICATES: Final = 20  # all of them go to each worker in one packet
 LISTENERS: Final = 64  # each is a socket and a metrics label
 
 
@@ -92,6 +93,12 @@ def _host_name(value: str) -> str:
     if not is_domain(value):
         raise Invalid(f'"{value}" is not a host name', "write the relay's full name, e.g. mx.example.com")
     return value
+
+
+def _server_name(value: str) -> str:
+    if not is_domain(value.removeprefix("*.")):
+        raise Invalid(f'"{value}" is not a host name', "write the name clients connect to, e.g. mail.example.org")
+    return value.lower()
 
 
 def _domain(value: str) -> str:
@@ -192,6 +199,11 @@ class Listener(Section):
         """Whether AUTH is offered once TLS is up."""
         return self.auth or self.role is not Role.MX
 
+    require_tls_from: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
+    """Client networks that get 530 5.7.0 before STARTTLS while others may send in clear: partners with an agreement."""
+    proxy_protocol: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
+    """Balancers that say by PROXY protocol (version 1 or 2) who the client is. When set, nobody else may connect."""
+
 
 class Server(Section):
     """What this relay is and where it keeps its state."""
@@ -219,6 +231,20 @@ class Process(Section):
     """How long a stopping relay waits for open sessions and deliveries, seconds."""
 
 
+class NamedCertificate(Section):
+    """A certificate for clients that ask for one of these names (SNI, RFC 6066 section 3)."""
+
+    names: Annotated[
+        list[Annotated[str, AfterValidator(_server_name)]],
+        Field(min_length=1, max_length=100, examples=[["mail.example.org"]]),
+    ]
+    """Server names; *.example.org for every name one level below."""
+    certificate: Annotated[FilePath, Field(examples=["/etc/dmz-relay/example.org.pem"])]
+    """PEM file: certificate and chain."""
+    key: Annotated[FilePath, Field(examples=["/etc/dmz-relay/example.org.key"])]
+    """PEM file of the private key."""
+
+
 class Tls(Section):
     """The relay's own certificate, for STARTTLS and port 465."""
 
@@ -226,6 +252,8 @@ class Tls(Section):
     """PEM file: certificate and chain. Without it STARTTLS is not offered."""
     key: FilePath | None = None
     """PEM file of the private key."""
+    named: Annotated[list[NamedCertificate], Field(max_length=CERTIFICATES)] = []
+    """Further certificates, chosen by the name that the client asks for; any other name, or none, gets the one above."""
     minimum_version: Literal["1.2", "1.3"] = "1.2"
     """Oldest TLS version spoken."""
 

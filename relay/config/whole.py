@@ -268,5 +268,7 @@ def _tls(tables: Mapping[str, object]) -> Iterator[Fault]:
         yield Fault(("tls", missing), "certificate and key belong together", f"set {missing}, or remove the other")
     if certificate is None and key is None:
         for index, listener in _each(tables, ("listener", EVERY)):
-            if isinstance(listener, Mapping) and (listener.get("role") == "submissions" or listener.get("require_tls")):
+            if isinstance(listener, Mapping) and (
+                listener.get("role") == "submissions" or listener.get("require_tls") or listener.get("require_tls_from")
+            ):
                 yield Fault(index, "this listener needs TLS", "set certificate and key in [tls]")

@@ -21,6 +21,7 @@ from relay.inbound.receiver import Limits
 from relay.inbound.transaction import Rules
 from relay.mail.reply import Kind
 from relay.mail.trace import date
+from relay.policy.client import ClientRules
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics
 
@@ -76,6 +77,8 @@ class Listener:
         self.tls = tls
         self.implicit_tls = listener.role is Role.SUBMISSIONS
         self.require_tls = listener.role is Role.SUBMISSION or listener.require_tls
+        self.tls_networks = ClientRules(listener.require_tls_from)
+        self.balancers = ClientRules(listener.proxy_protocol) if listener.proxy_protocol else None
         self.require_auth = listener.role is not Role.MX
         self.takes_logins = listener.takes_logins and tls is not None and bool(config.auth.stores)
         self.show_login = config.auth.show_login

@@ -17,6 +17,7 @@ from relay.auth.question import Question, Reply, Result
 from relay.config.schema import Mechanism
 from relay.mail import reply
 from relay.mail.reply import Kind
+from relay.net.tls import binding_of
 from relay.policy.ownership import Account
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def start(session: Session, argument: bytes) -> Login | None:
         return None
     challenge = f"<{secrets.token_hex(16)}@{listener.hostname}>".encode("ascii")
     bound = Mechanism.SCRAM_SHA_256_PLUS in listener.mechanisms
-    around = Circumstances(challenge, listener.binding if bound else b"")
+    end = session.transport.get_extra_info("ssl_object")
+    around = Circumstances(challenge, binding_of(end, listener.binding) if bound else b"")
     return Login(session, mechanism, begin(mechanism, initial, around))
 
 

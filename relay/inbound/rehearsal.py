@@ -213,7 +213,7 @@ class _Session(Session):
     def _of_mail(self) -> Iterator[tuple[Asked, Kind | None]]:
         """What MAIL asks, and how each would refuse."""
         listener = self.listener
-        words = f"TLS is {'on' if self.tls else 'off'}, and {'required' if listener.require_tls else 'not required'}"
+        words = f"TLS is {'on' if self.tls else 'off'}, and {'required' if self.needs_tls else 'not required'}"
         yield Asked("listener.require_tls", words, None), reply.NEED_TLS
         words = f"a login is {'required' if listener.require_auth else 'not required'}"
         yield Asked("listener.role", words, None), reply.NEED_AUTH

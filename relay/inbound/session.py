@@ -185,7 +185,7 @@ class Session(Wire):
         if self._transaction is not None or self._assembly is not None:
             self.say(reply.NESTED_MAIL)
             return
-        if listener.require_tls and not self.tls:
+        if self.needs_tls and not self.tls:
             self.say(reply.NEED_TLS)
             return
         account = self.account

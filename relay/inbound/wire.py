@@ -64,8 +64,10 @@ class Wire(SMTP):
         self.transport: Any = None
         self.address = ""
         self.client = ""
+        self.came_from = ""
         self.tls = ""
         self.trusted = False
+        self.needs_tls = False
         self.deadline = float("inf")
         self.receiver: Receiver | Chunk | None = None
         self.busy = True
@@ -115,7 +117,7 @@ class Wire(SMTP):
             return
         self.transport = transport
         peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if peer else "0.0.0.0"
+        self.address = self.came_from or (str(peer[0]) if peer else "0.0.0.0")
         self.client = f"unknown[{self.address}]"
         listener = self.listener
         self.deadline = listener.now + listener.command_timeout_s
@@ -148,9 +150,11 @@ class Wire(SMTP):
             self._greet()
 
     def _greet(self) -> None:
-        self.trusted = self.listener.rules.client.trusted(self.address)
+        listener = self.listener
+        self.trusted = listener.rules.client.trusted(self.address)
+        self.needs_tls = listener.require_tls or listener.tls_networks.trusted(self.address)
         self.busy = False
-        self.transport.write(self.listener.banner)
+        self.transport.write(listener.banner)
         self._go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -394,13 +398,13 @@ class Wire(SMTP):
             return
         self.transport = transport
         cipher = tls.cipher()
-        self.tls_is_up(tls.version() or "", cipher[0] if cipher else "")
+        self.tls_is_up(tls.version() or "", cipher[0] if cipher else "", resumed=bool(tls.session_reused))
 
-    def tls_is_up(self, version: str, cipher: str) -> None:
+    def tls_is_up(self, version: str, cipher: str, *, resumed: bool = False) -> None:
         """The handshake is over: the session begins anew."""
         listener = self.listener
         self.tls = f"{version} {cipher}"
-        listener.log.tls(self.client, version, cipher)
+        listener.log.tls(self.client, version, cipher, resumed=resumed)
         self.forget()
         self.deadline = listener.now + listener.command_timeout_s
         if listener.implicit_tls:

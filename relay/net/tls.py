@@ -1,11 +1,15 @@
-"""Owns: the server side of TLS: a context made from key material that is in memory only."""
+"""Owns: the server side of TLS: contexts made from key material that is in memory only, and which one a client gets."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import ssl
+from collections.abc import Iterable
 from typing import Final, Literal
+
+Named = tuple[tuple[str, ...], str, str]
+"""Server names, certificate, key."""
 
 
 class TlsError(Exception):
@@ -52,6 +56,18 @@ _STRONGER: Final = {
 }
 
 
+class ServerContext(ssl.SSLContext):
+    """A server's context. ``binding``: ``endpoint_binding`` of a certificate that was chosen by server name."""
+
+    binding: bytes | None = None
+
+
+def binding_of(end: ssl.SSLObject | None, usual: bytes) -> bytes:
+    """What a login on this connection is bound to: ``usual``, unless the client asked for another certificate."""
+    context = None if end is None else end.context
+    return context.binding if isinstance(context, ServerContext) and context.binding is not None else usual
+
+
 def client_context(policy: str, authorities: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext | None:
     """The client's side of TLS; None for policy "off". All texts are PEM. Raises TlsError.
 
@@ -84,14 +100,40 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str, what: str) -
         os.close(descriptor)
 
 
-def server_context(certificate: str, key: str, minimum: Literal["1.2", "1.3"]) -> ssl.SSLContext:
+def server_context(
+    certificate: str, key: str, minimum: Literal["1.2", "1.3"], named: Iterable[Named] = ()
+) -> ssl.SSLContext:
     """A context for STARTTLS and implicit TLS. ``certificate`` and ``key`` are PEM texts. Raises TlsError.
 
-    The ssl module reads files only, so the texts go through an anonymous file in memory: the supervisor alone may
+    ``named``: further certificates, for clients that ask for their names (SNI, RFC 6066 §3). Any other name, or none, gets
+    the first one: a client that sends mail rarely verifies, and a handshake that fails is mail in the clear.
+    """
+    context = _context(certificate, key, minimum, "tls")
+    by_name: dict[str, ServerContext] = {}
+    for number, (names, chain, its_key) in enumerate(named):
+        other = _context(chain, its_key, minimum, f"tls.named[{number}]")
+        other.binding = endpoint_binding(chain)
+        for name in names:
+            by_name.setdefault(name, other)
+    if by_name:
+
+        def choose(end: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+            if name:
+                name = name.lower()
+                chosen = by_name.get(name) or by_name.get(f"*.{name.partition('.')[2]}")
+                if chosen is not None:
+                    end.context = chosen
+
+        context.sni_callback = choose
+    return context
+
+
+def _context(certificate: str, key: str, minimum: Literal["1.2", "1.3"], what: str) -> ServerContext:
+    """The ssl module reads files only, so the texts go through an anonymous file in memory: the supervisor alone may
     read the key's file, and no worker needs a name for it.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if minimum == "1.3" else ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    _load_pair(context, certificate, key, "tls.certificate and tls.key")
+    _load_pair(context, certificate, key, f"{what}.certificate and {what}.key")
     return context

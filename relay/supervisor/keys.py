@@ -18,6 +18,8 @@ from relay.supervisor.errors import Refusal
 
 PEM_MAX: Final = 64 * 1024
 """Octets of a certificate chain or key: ten times a long chain, and it has to fit a control packet."""
+NAMED_MAX: Final = 160 * 1024
+"""Octets of all further certificates and keys together: the packet has to hold the configuration, too."""
 
 PASSWORD_MAX: Final = 1024
 
@@ -29,6 +31,16 @@ def read_secrets(config: Config) -> Secrets:
     problems: list[str] = []
     certificate = _pem("tls.certificate", config.tls.certificate, problems)
     key = _pem("tls.key", config.tls.key, problems)
+    named = tuple(
+        (
+            tuple(entry.names),
+            _pem(f"tls.named[{number}].certificate", entry.certificate, problems),
+            _pem(f"tls.named[{number}].key", entry.key, problems),
+        )
+        for number, entry in enumerate(config.tls.named)
+    )
+    if sum(len(certificate) + len(key) for _, certificate, key in named) > NAMED_MAX:
+        problems.append(f"tls.named: certificates and keys of more than {NAMED_MAX} octets; leave some out")
     snapshot_key = b""
     if config.key_path.exists():
         try:
@@ -43,7 +55,7 @@ def read_secrets(config: Config) -> Secrets:
     next_hops = read_next_hops(config, problems)
     if problems:
         raise Refusal(*problems)
-    return Secrets(certificate, key, snapshot_key, passwords, next_hops)
+    return Secrets(certificate, key, snapshot_key, passwords, next_hops, named)
 
 
 def read_next_hops(config: Config, problems: list[str]) -> dict[str, HopSecret]:
@@ -103,9 +115,9 @@ def fingerprint(config: Config) -> Fingerprint:
         for entry in config.next_hop
         for path in (entry.password_file, entry.authorities, entry.certificate, entry.key)
     ]
-    return tuple(
-        _stat(path) for path in (config.tls.certificate, config.tls.key, config.key_path, *passwords, *of_hops)
-    )
+    named = (path for entry in config.tls.named for path in (entry.certificate, entry.key))
+    fixed = (config.tls.certificate, config.tls.key, config.key_path)
+    return tuple(_stat(path) for path in (*fixed, *passwords, *of_hops, *named))
 
 
 def _stat(path: Path | None) -> tuple[int, int, int] | None:

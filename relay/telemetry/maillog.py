@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from relay.config.schema import CopyKind
 
@@ -125,12 +125,14 @@ class MailLog:
                 f"disconnect from {client} listener={listener} messages={messages} errors={errors} commands={commands}",
             )
 
-    def tls(self, client: str, version: str, cipher: str) -> None:
-        """TLS with a client is up."""
+    def tls(self, client: str, version: str, cipher: str, *, resumed: bool = False) -> None:
+        """TLS with a client is up; ``resumed``: by a session of before (RFC 8446 §2.2)."""
         if self._json:
-            self._object("tls", client=client, version=version, cipher=cipher)
+            more: dict[str, Any] = {"resumed": True} if resumed else {}
+            self._object("tls", client=client, version=version, cipher=cipher, **more)
         else:
-            self._line("smtpd", f"TLS connection established from {client}: {version} with cipher {cipher}")
+            how = " (resumed)" if resumed else ""
+            self._line("smtpd", f"TLS connection established from {client}: {version} with cipher {cipher}{how}")
 
     def tls_failed(self, client: str, error: str) -> None:
         """TLS with a client did not come up."""

@@ -59,6 +59,12 @@ def listed(sites: Sites) -> Site:
 
 
 @pytest.fixture
+def fronted(sites: Sites) -> Site:
+    """Behind a balancer (127.0.0.1); certificates for several names; TLS required of 192.0.2.64/26."""
+    return sites.get("fronted")
+
+
+@pytest.fixture
 def blind(sites: Sites) -> Site:
     """No snapshot."""
     return sites.get("blind")

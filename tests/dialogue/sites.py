@@ -100,6 +100,13 @@ SITES: Final[Mapping[str, Mapping[str, Any]]] = {
             },
         },
     },
+    # Behind a balancer at 127.0.0.1; several certificates; some clients have to use TLS.
+    "fronted": {
+        "listeners": {"mx": "mx", "submissions": "submissions", "open": "mx"},
+        "certificate": True,
+        "balanced": ("mx", "submissions"),
+        "config": {"trusted": {"networks": ["192.0.2.7"]}, "limits": {"sessions_per_client": 3}},
+    },
     "blind": {"build": False, "config": {"limits": {"errors": 5}, "domain": [{"names": ["example.com"]}, {"names": ["any.example.com"], "recipients": "any"}]}},
 }  # fmt: skip
 
@@ -111,19 +118,33 @@ class Site:
         options = dict(SITES[name])
         folder.mkdir()
         self.hop = hop
+        self.folder = folder
         self.authority = authority
         build = options.pop("build", True)
         for file, text in options.pop("files", {}).items():
             (folder / file).write_text(text)
         if options.pop("certificate", False):
             options["certificate"] = authority.files(folder)
+        balanced = options.pop("balanced", ())
         self.relay = RelayRunner(folder, hop.route, default_next_hop=hop.route, **options)
         for listener in self.relay.config["listener"]:
             if listener["name"] == "strict":
                 listener["require_tls"] = True
+            if listener["name"] in balanced:
+                listener["proxy_protocol"] = ["127.0.0.1"]
+                listener["require_tls_from"] = ["192.0.2.64/26"]
+        if balanced:
+            self.relay.config["tls"]["named"] = [self.named(name) for name in ("mail.example.org", "*.example.edu")]
         self.relay.config["route"][0]["domains"].append("any.example.com")
         self.relay.configure({})
         self.relay.start(build=build)
+
+    def named(self, name: str) -> dict[str, Any]:
+        """A further certificate in its own folder, for one server name."""
+        folder = self.folder / name.replace("*", "any")
+        folder.mkdir(exist_ok=True)
+        certificate, key = self.authority.files(folder, name)
+        return {"names": [name], "certificate": certificate, "key": key}
 
     def client(self, listener: str = "mx", **options: Any) -> Client:
         """A connection, banner unread."""
