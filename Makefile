@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SOAK ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint unit bench soak check-clean lock clean
+.PHONY: help install venv demo test lint unit bench soak fuzz check-clean lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
@@ -44,6 +44,10 @@ bench-%: install ## one part of it: bench-compare, -attack, -idle, -memory, -sta
 
 soak: install ## crash and takeover tests at SOAK (200) random moments per mode
 	$(PY) -m soak --moments $(SOAK)
+
+fuzz: venv ## a million random command lines and 100,000 bodies against the session (SEED=n repeats a run)
+	$(PY) -m tests.fuzz $(if $(SEED),--seed $(SEED))
+	FUZZ_GROUPS=3000 $(PY) -m pytest -q tests/dialogue/test_fuzz.py
 
 check-clean: ## demo and test in a fresh clone on a bare Debian root (root; debootstrap)
 	@tools/bootstrap --with debootstrap=debootstrap
