@@ -280,7 +280,7 @@ class Limits(Section):
     tls_handshake_timeout_s: Seconds = 30.0
     """TLS handshake, seconds."""
     hops: Annotated[int, Field(ge=1, le=1000)] = 100
-    """Received lines before a message counts as looping (RFC 5321 section 6.3)."""
+    """Received lines before a message counts as looping (RFC 5321 section 6.3); ten of our own name are one already."""
 
 
 class Domain(Section):

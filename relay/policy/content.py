@@ -12,8 +12,13 @@ from relay.config.schema import Config, Mode
 
 FIREWALL_RULE: Final = "content.header_firewall"
 HOPS_RULE: Final = "limits.hops"
+OWN_HOPS: Final = 10
+"""Trace headers of this relay's own name that are a loop, long before ``limits.hops``: in by the relay, out by it, and the
+same once more for each list or forwarder that sends it back is the most that honest mail does.
+"""
 
 _RESULTS: Final = b"authentication-results"
+_RECEIVED: Final = re.compile(rb"\nreceived:[^\n]*(?:\n[ \t][^\n]*)*")
 _FOLD: Final = re.compile(rb"\r?\n\.?(?=[ \t])")
 _QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _PAIR: Final = re.compile(rb"\\(.)", re.DOTALL)
@@ -35,11 +40,12 @@ class HeaderRules:
     ``.X-Name:`` is the field X-Name, and ``. text`` continues a field.
     """
 
-    __slots__ = ("_field", "_own", "_stems", "hops", "mode")
+    __slots__ = ("_by_us", "_field", "_own", "_stems", "hops", "mode")
 
     def __init__(self, config: Config) -> None:
         self.mode = config.content.header_firewall
         self.hops = config.limits.hops
+        self._by_us = b" by " + config.server.hostname.lower().encode("ascii") + b" "
         self._own = config.server.hostname.lower().encode("ascii")
         names = [*(name.lower().encode("ascii") for name in config.content.remove_headers), _RESULTS]
         # Behind a prefix anything up to the colon: who puts other characters there means the same field.
@@ -55,6 +61,8 @@ class HeaderRules:
         if b"\n." in lower:
             lower = lower.replace(b"\n.", b"\n")
         hops = lower.count(b"\nreceived:")
+        if hops >= OWN_HOPS and self._passes(lower) >= OWN_HOPS:
+            hops = max(hops, self.hops)
         if trusted or self.mode is Mode.OFF:
             return HeaderResult(header, (), hops)
         for stem in self._stems:
@@ -74,6 +82,10 @@ class HeaderRules:
         rest = self._field.sub(judge, b"\n" + header)[1:]
         kept = header if not removed or self.mode is Mode.LOG else rest
         return HeaderResult(kept, tuple(removed), hops)
+
+    def _passes(self, lower: bytes) -> int:
+        """How often a header, in lower case, says that the message passed this relay."""
+        return sum(self._by_us in b" ".join(field.split()) for field in _RECEIVED.findall(lower))
 
     def _claims_to_be_ours(self, value: bytes) -> bool:
         """RFC 8601 §5: results under our own authserv-id. What cannot be read but holds our name is taken for ours."""

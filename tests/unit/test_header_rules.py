@@ -251,3 +251,19 @@ def test_the_rules_agree_with_a_reader_of_the_message(lines: list[bytes]) -> Non
     result = ENFORCED.apply(header, trusted=False)
     assert result.header == _without_forbidden(header)
     assert bool(result.removed) == (result.header != header)
+
+
+@pytest.mark.parametrize(
+    ("field", "loops"),
+    [
+        (b"Received: from a (unknown [192.0.2.1])\r\n\tby mx.example.com with ESMTP id x;\r\n\tdate\r\n", True),
+        (b"Received: from a by MX.Example.Com with SMTP id x; date\r\n", True),
+        (b"Received: from a\r\n by\r\n\tmx.example.com\r\n with SMTP id x; date\r\n", True),
+        (b"Received: from mx.example.com by other.example with SMTP id x; date\r\n", False),
+        (b"Received: from a by mx.example.com.example with SMTP id x; date\r\n", False),
+        (b"Received: from a by other.example with SMTP; date\r\nX-By: by mx.example.com \r\n", False),
+    ],
+)
+def test_a_message_that_passed_here_ten_times_is_a_loop(field: bytes, loops: bool) -> None:  # noqa: FBT001
+    assert ENFORCED.apply(field * 9, trusted=False).hops == 9
+    assert ENFORCED.apply(field * 10, trusted=True).hops == (100 if loops else 10)
