@@ -60,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--size-limit", type=int, default=50 * 1024 * 1024, metavar="BYTES")
     made.add_argument("--max-recipients", type=int, default=1000, metavar="N")
     made.add_argument("--sessions-per-client", type=int, default=50, metavar="N")
-    made.add_argument("--error-budget", type=_budget, default=20, metavar="N|off")
+    made.add_argument(
+        "--error-budget", type=_budget, default=20, metavar="N|off", help="off: tarpit and unknown recipients, too"
+    )
     made.add_argument("--spool", type=_path, metavar="DIR", help="default: DIR/spool")
     made.add_argument("--log", type=_path, metavar="FILE", help="default: DIR/relay.log")
     made.add_argument("--metrics", type=_endpoint, metavar="HOST:PORT")
@@ -156,6 +158,10 @@ def configuration(options: argparse.Namespace, domains: list[str]) -> str:
             message_octets=options.size_limit,
             recipients=options.max_recipients,
             errors=options.error_budget,
+            # Off means: nothing is held against a client, for a load generator is one.
+            tarpit_s=None if options.error_budget else 0.0,
+            unknown_recipients_per_client=None if options.error_budget else 0,
+            unknown_recipients_per_network=None if options.error_budget else 0,
         ),
     ]
     for role, option in ROLES:

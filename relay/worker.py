@@ -31,10 +31,12 @@ from relay.control import (
 )
 from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
+from relay.hub.budgets import EXCHANGE_S
 from relay.hub.client import HubClient
 from relay.inbound.listener import SWEEP_S, Listener
 from relay.inbound.proxied import Proxied
 from relay.inbound.session import Session
+from relay.inbound.strain import Strain
 from relay.net.tls import TlsError, endpoint_binding, server_context
 from relay.outbound import lanes
 from relay.outbound.lanes import Lanes
@@ -111,6 +113,8 @@ class Worker:
         self.hub = HubClient(
             child.hub_address, config.limits.sessions, config.limits.sessions_per_client, child.live_workers
         )
+        self.hub.budgets.configure(config.limits)
+        self.strain = Strain(config, child.live_workers, self.hub, self.log, self.metrics)
         await self.hub.start()
         if config.auth.stores:
             await self.logins.start()
@@ -125,6 +129,7 @@ class Worker:
         self._every(FLUSH_S, self.metrics.flush)
         self._every(lanes.SWEEP_S, self._sweep_lanes)
         self._every(SWEEP_S, self._sweep_sessions)
+        self._every(EXCHANGE_S, self.hub.exchange)
         self._every(EXPRESS_SWEEP_S, self.dispatch.sweep)
         self._every(SNAPSHOT_S, self._look_for_snapshot)
         self._servers = [
@@ -183,6 +188,7 @@ class Worker:
     def _sweep_sessions(self) -> None:
         for listener in self.listeners:
             listener.sweep()
+        self.strain.look(self.listeners)
 
     def _look_for_snapshot(self) -> None:
         was = self.directory.stale
@@ -229,6 +235,8 @@ class Worker:
         self.lanes.configure(config, self.lanes.live_workers, secrets.next_hops)
         self.dispatch.configure(config)
         self.hub.limit(config.limits.sessions, config.limits.sessions_per_client)
+        self.hub.budgets.configure(config.limits)
+        self.strain.configure(config, self.hub.live_workers)
         entries = {entry.name: entry for entry in config.listener}
         for listener in self.listeners:
             listener.configure(entries[listener.name], config, tls, endpoint_binding(secrets.tls_certificate))
@@ -239,6 +247,7 @@ class Worker:
 
     def _workers(self, message: Workers) -> None:
         self.hub.live_workers = message.live
+        self.strain.configure(self._config, message.live)
         self.lanes.configure(self._config, message.live)
 
     # --- drain ---------------------------------------------------------------------------------------------------------

@@ -273,12 +273,45 @@ class Limits(Section):
     """Recipients of one message; RFC 5321 section 4.5.3.1.8 asks for at least 100."""
     errors: Annotated[int, Field(ge=0, le=MANY)] = 20
     """Refused commands before a session ends with 421; 0 switches the budget off."""
+    tarpit_after: Annotated[int, Field(ge=0, le=MANY)] = 10
+    """Refused commands of one session that are answered at once."""
+    tarpit_s: Annotated[float, Field(ge=0, le=60)] = 1.0
+    """Every further refusal is answered after this long, seconds, half a second more or less; 0 switches that off."""
+    tarpit_sessions: Annotated[int, Field(ge=0, le=MANY)] = 200
+    """So many sessions of a worker are kept waiting at most; who comes then is answered at once."""
+    unknown_recipients_per_client: Annotated[int, Field(ge=0, le=MANY)] = 100
+    """Unknown recipients of one client (IPv4 address, IPv6 /64) within the period; then every recipient is answered 450
+    until some of the budget has come back. 0 switches it off."""
+    unknown_recipients_per_network: Annotated[int, Field(ge=0, le=MANY)] = 500
+    """The same for a network: IPv4 /24, IPv6 /48."""
+    unknown_recipients_period_s: Seconds = 3600.0
+    """Time in which a whole budget of unknown recipients comes back, evenly, seconds."""
+    connections_per_minute: Annotated[int, Field(ge=0, le=MANY)] = 0
+    """Connections of one client in a minute; more are answered 421. 0: no such limit."""
+    messages_per_minute: Annotated[int, Field(ge=0, le=MANY)] = 0
+    """MAIL commands of one client in a minute; more are answered 450. 0: no such limit."""
+    trusted_exempt: bool = True
+    """Clients in [trusted] networks are not kept waiting, and have no budget of unknown recipients and no rates."""
     command_timeout_s: Seconds = 300.0
-    """Wait for the next command, seconds (RFC 5321 section 4.5.3.2.7)."""
+    """Wait for the next command to be there as a whole, seconds (RFC 5321 section 4.5.3.2.7)."""
     data_timeout_s: Seconds = 180.0
     """Wait for the next block of a message, seconds."""
+    data_rate: Annotated[int, Field(ge=0, le=MEGABYTE)] = 500
+    """Octets a second that a message must come with on average; a client may fall behind by data_timeout_s. 0: any."""
+    session_timeout_s: Annotated[float, Field(ge=0, le=DAY_S)] = 0.0
+    """Longest session, whatever the client does, seconds. 0: no such limit."""
+    greet_pause_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+    """Wait before the greeting, seconds; who talks meanwhile is no mail server and is refused with 554. 0: none."""
     tls_handshake_timeout_s: Seconds = 30.0
     """TLS handshake, seconds."""
+    stress_percent: Annotated[int, Field(ge=0, le=100)] = 80
+    """Share of limits.sessions from which on times and errors shrink to those below. 0: never."""
+    stress_timeout_s: Seconds = 10.0
+    """Under stress: every wait for a client, seconds, unless it is shorter anyway."""
+    stress_errors: Annotated[int, Field(ge=1, le=MANY)] = 1
+    """Under stress: refused commands before a session ends, unless they are fewer anyway."""
+    memory_octets: Annotated[int, Field(ge=0, le=1024 * 1024 * MEGABYTE)] = 0
+    """What messages on their way in may take of memory, over all workers. 0: a quarter of the machine's or the container's."""
     hops: Annotated[int, Field(ge=1, le=1000)] = 100
     """Received lines before a message counts as looping (RFC 5321 section 6.3); ten of our own name are one already."""
 

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
-from relay.hub.frames import ANSWER, REQUEST, VERSION, Ask, Tell, Verdict, client_key
+from relay.hub.budgets import Budgets
+from relay.hub.frames import ANSWER, COUNT_MAX, REQUEST, VERSION, Ask, Tell, Verdict, client_key
 
 RECONNECT_S: Final = 0.2
 """Pause between attempts to reach the hub: a replaced hub is found well within the second it takes at most."""
@@ -41,7 +42,9 @@ class HubClient:
         "_connecting",
         "_flushing",
         "_guard",
+        "_key",
         "_link",
+        "_load",
         "_loop",
         "_open",
         "_pending",
@@ -52,6 +55,7 @@ class HubClient:
         "_tag",
         "_total",
         "_welcome",
+        "budgets",
         "live_workers",
     )
 
@@ -75,6 +79,14 @@ class HubClient:
         self._open: dict[int, int] = {}  # sessions per client key; at most `sessions`
         self._total = 0
         self._stopped = False
+        self._load = 0
+        self._key = 0
+        self.budgets = Budgets()
+
+    @property
+    def load(self) -> int:
+        """Sessions open over all workers, as of 200 ms ago; without a hub, what they are if all hold as many as this one."""
+        return self._load if self._welcome.is_set() else self._total * self.live_workers
 
     @property
     def connected(self) -> bool:
@@ -133,6 +145,13 @@ class HubClient:
         self._total -= 1
         if self._link is not None:
             self._write(Ask.CLOSE, 0, key)
+
+    def exchange(self) -> None:
+        """Tell the hub what clients spent since the last call; the worker calls this every ``budgets.EXCHANGE_S``."""
+        assert self._loop is not None
+        for budget, key, count in self.budgets.changes(self._loop.time()):
+            if self._link is not None:
+                self._write(Ask.SPENT, budget << 24 | min(count, COUNT_MAX), key)
 
     def _decide(self, key: int) -> Verdict:
         """By this worker's share of the limits, at least 1."""
@@ -223,6 +242,20 @@ class HubClient:
                 answer(_VERDICTS[verdict])
             elif tell == Tell.WELCOME and argument == VERSION:
                 self._welcome.set()
+            else:
+                self._hear(tell, argument)
+
+    def _hear(self, tell: int, argument: int) -> None:
+        """What the other workers' clients do."""
+        if tell == Tell.LOAD:
+            self._load = argument
+        elif tell == Tell.KEY_HIGH:
+            self._key = argument << 32
+        elif tell == Tell.KEY_LOW:
+            self._key |= argument
+        elif tell == Tell.SPENT:
+            assert self._loop is not None
+            self.budgets.hear(argument >> 24, self._key, argument & COUNT_MAX, self._loop.time())
 
 
 _VERDICTS: Final = tuple(Verdict)

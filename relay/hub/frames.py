@@ -3,7 +3,7 @@
 Fixed-size frames keep a batch cheap: one ``iter_unpack`` a read, one write a loop iteration. Both sides run the same
 release (all are forked from one supervisor), so a version is checked once per connection and never negotiated.
 
-Room: budgets of unknown recipients (one frame per changed key every 200 ms, both ways) take new numbers. A type whose content is longer states in ``argument`` how many octets follow its frame.
+A type whose content is longer states in ``argument`` how many octets follow its frame.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from struct import Struct
 from typing import Final
 
 VERSION: Final = 1
+
+COUNT_MAX: Final = 0xFFFFFF
+"""Largest count in SPENT."""
 
 REQUEST: Final = Struct("<BxxxIQ")
 """Worker to hub: type, argument, client key."""
@@ -36,6 +39,8 @@ class Ask(IntEnum):
     """One session of the client ended; not answered."""
     LOGINS = 5
     """Alone on a connection: from here on it is about logins (``auth.question``). argument: ``VERSION``."""
+    SPENT = 16
+    """The client spent of a budget; not answered, repeated to the other workers. argument: ``budget << 24 | count``."""
 
 
 class Tell(IntEnum):
@@ -45,6 +50,12 @@ class Tell(IntEnum):
     """Counts are complete: ask from now on. argument: ``VERSION``."""
     VERDICT = 2
     """The answer to OPEN. argument: its tag."""
+    LOAD = 16
+    """argument: so many sessions are open over all workers; told when that changed."""
+    KEY_HIGH = 17
+    KEY_LOW = 18
+    SPENT = 19
+    """Three frames in a row: both halves of a key, and what it spent with another worker, as in ``Ask.SPENT``."""
 
 
 class Verdict(IntEnum):

@@ -17,7 +17,9 @@ from relay.config.schema import Config, Limits
 from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready, Refused, Reopen, Secrets
 from relay.directory.schedule import Schedule
 from relay.directory.sync import Outcome
+from relay.hub.budgets import EXCHANGE_S
 from relay.hub.frames import ANSWER, REQUEST, VERSION, Ask, Tell, Verdict
+from relay.policy.abuse import Budget
 from relay.telemetry.logs import LogWriter
 from relay.telemetry.maillog import MailLog, adopt, note
 
@@ -35,6 +37,11 @@ above the whole limit, and the limit may have been halved since); beyond that it
 SETTLE_S: Final = 0.4
 """After a crash the next hub lets workers ask only when all have announced what they hold, or after this long: twice
 the workers' reconnect interval. Until then they keep to their local limits, so the sum stays within the limit."""
+
+
+SPENT_MAX: Final = 16_384
+"""What is spent of budgets is repeated for so many keys in 200 ms (some 5 MB for 64 workers); more counts only where it was
+spent."""
 
 
 class Counts:
@@ -74,11 +81,41 @@ class Hub:
         """Where logins are checked; None without stores."""
         self._settled = first
         self._expected = live_workers
+        self._spent: list[tuple[WorkerLink, int, int]] = []
+        self._load = 0
+        self._loop = loop
+        loop.call_later(EXCHANGE_S, self._exchange)
         if not self._settled:
             loop.call_later(SETTLE_S, self._settle)
 
+    def spent(self, link: WorkerLink, argument: int, key: int) -> None:
+        """A worker's client spent of a budget."""
+        if len(self._spent) < SPENT_MAX:
+            self._spent.append((link, argument, key))
+
+    def _exchange(self) -> None:
+        """Repeat to each worker what the others told, and how many sessions are open when that changed."""
+        self._loop.call_later(EXCHANGE_S, self._exchange)
+        spent, self._spent = self._spent, []
+        load = self.counts.total
+        told = b"" if load == self._load else ANSWER.pack(Tell.LOAD, 0, load)
+        self._load = load
+        pack = ANSWER.pack
+        if not spent and not told:
+            return
+        for worker in self.workers:
+            if worker.greeted:
+                frames = bytearray(told)
+                for link, argument, key in spent:
+                    if link is not worker:
+                        frames += pack(Tell.KEY_HIGH, 0, key >> 32)
+                        frames += pack(Tell.KEY_LOW, 0, key & 0xFFFFFFFF)
+                        frames += pack(Tell.SPENT, 0, argument)
+                worker.tell(frames)
+
     def greeted(self, link: WorkerLink) -> None:
         """A worker has announced what it holds."""
+        self._load = -1  # it has to be told
         if self._settled:
             link.welcome()
         elif sum(worker.greeted for worker in self.workers) >= self._expected:
@@ -177,6 +214,9 @@ class WorkerLink(asyncio.Protocol):
             self.greeted = True
             self._hub.greeted(self)
             return True
+        if ask == Ask.SPENT and argument >> 24 < len(Budget):
+            self._hub.spent(self, argument, key)
+            return True
         if ask == Ask.ANNOUNCE and self.holds + argument <= ANNOUNCED_MAX_FACTOR * self._counts.sessions:
             if argument:
                 self.held[key] = self.held.get(key, 0) + argument
@@ -201,6 +241,11 @@ class WorkerLink(asyncio.Protocol):
         """The worker may ask from now on."""
         if self._transport is not None:
             self._transport.write(ANSWER.pack(Tell.WELCOME, 0, VERSION))
+
+    def tell(self, frames: bytearray) -> None:
+        """News from the other workers."""
+        if frames and self._transport is not None:
+            self._transport.write(frames)
 
     def close(self) -> None:
         """End the connection; the worker turns to its local limits."""

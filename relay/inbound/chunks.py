@@ -68,6 +68,16 @@ class Chunk:
         self.assembly = assembly
         self.refusal = refusal
 
+    @property
+    def octets(self) -> int:
+        """How many came so far, wanted or not."""
+        return self.size - self._left
+
+    @property
+    def held(self) -> int:
+        """How many of the message are in memory."""
+        return 0 if self.assembly is None else self.assembly.receiver.held
+
     def feed(self, data: bytes) -> int:
         """Take one block; the index in ``data`` just after the last octet, or -1 when more are to come."""
         piece = data if len(data) <= self._left else data[: self._left]

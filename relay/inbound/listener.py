@@ -1,5 +1,7 @@
 """Owns: one listener: what its sessions share, the sockets' servers, the sweep that ends sessions past their deadline.
 
+The sweep is also what ends pauses (greeting, tarpit) and sees whose message comes too slowly: no session has a timer.
+
 Values that a reload may change are attributes read at each use, so open sessions follow the new configuration.
 """
 
@@ -19,7 +21,7 @@ from relay.dispatch import Dispatch
 from relay.hub.client import HubClient
 from relay.inbound.receiver import Limits
 from relay.inbound.transaction import Rules
-from relay.mail.reply import Kind
+from relay.mail.reply import TIMED_OUT, TOO_LONG, TOO_SLOW, Kind
 from relay.mail.trace import date
 from relay.policy.client import ClientRules
 from relay.telemetry.maillog import MailLog
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 SWEEP_S: Final = 0.5
 """How often deadlines are looked at; a session ends at most this much late."""
+
+UNLIMITED: Final = 1 << 60
+"""More than there can be of anything, octets, sessions or seconds."""
 
 
 class Listener:
@@ -67,6 +72,12 @@ class Listener:
         self._date_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._largest: int | None = None
+        self.budgets = hub.budgets
+        self.blocked = hub.budgets.blocked
+        self.delayed: dict[Wire, float] = {}
+        self.memory_low = False
+        self.room = UNLIMITED
+        self._stressed = False
         self.configure(listener, config, tls, binding)
 
     def configure(self, listener: schema.Listener, config: Config, tls: ssl.SSLContext | None, binding: bytes) -> None:
@@ -83,16 +94,64 @@ class Listener:
         self.takes_logins = listener.takes_logins and tls is not None and bool(config.auth.stores)
         self.show_login = config.auth.show_login
         self.binding = binding
-        self.errors = limits.errors or -1
-        self.command_timeout_s = limits.command_timeout_s
-        self.data_timeout_s = limits.data_timeout_s
-        self.handshake_timeout_s = limits.tls_handshake_timeout_s
+        self._limits = limits
+        self.session_timeout_s = limits.session_timeout_s or float("inf")
+        self.greet_pause_s = limits.greet_pause_s
+        self.tarpit_after = limits.tarpit_after if limits.tarpit_s else UNLIMITED
+        self.tarpit_s = limits.tarpit_s
+        self.tarpit_sessions = limits.tarpit_sessions
+        self.connection_rate = limits.connections_per_minute
+        self.message_rate = limits.messages_per_minute
+        self.trusted_exempt = limits.trusted_exempt
+        self.data_rate = limits.data_rate
+        self._set_pace()
+        self.guarded = self.memory_low or self.message_rate > 0
         self.rules = Rules.of(config)
         self.receive = Limits(
             limits.message_octets, limits.header_octets, config.content.line_endings, self.rules.header
         )
+        self.receive.spare = limits.memory_octets or UNLIMITED
         self.banner = f"220 {self.hostname} ESMTP\r\n".encode("ascii")
         self.offer(self._largest)
+
+    def _set_pace(self) -> None:
+        """How long clients are waited for, and how many errors they have: less under stress."""
+        limits = self._limits
+        most_s = limits.stress_timeout_s if self._stressed else UNLIMITED
+        self.command_timeout_s = min(limits.command_timeout_s, most_s)
+        self.data_timeout_s = min(limits.data_timeout_s, most_s)
+        self.handshake_timeout_s = min(limits.tls_handshake_timeout_s, most_s)
+        self.errors = limits.errors or -1  # 0 is off, under stress too
+        if self._stressed:
+            self.errors = min(self.errors, limits.stress_errors)
+
+    def strain(self, *, stressed: bool, memory_low: bool, spare: int, room: int) -> None:
+        """What the worker is short of. ``spare``: octets of memory for messages; ``room``: sessions there are
+        descriptors for.
+        """
+        self.receive.spare = spare
+        self.memory_low = memory_low
+        self.guarded = memory_low or self.message_rate > 0
+        self.room = len(self.sessions) + room
+        if stressed != self._stressed:
+            self._stressed = stressed
+            self._set_pace()
+            if stressed:  # those who are silent now are the ones whose places are needed
+                latest = self.now + self.command_timeout_s
+                for session in self.sessions:
+                    if latest < session.deadline < UNLIMITED:
+                        session.deadline = latest
+
+    def held(self) -> int:
+        """Octets in memory of messages on their way in."""
+        return sum(session.receiver.held for session in self.sessions if session.receiver is not None)
+
+    def delay(self, session: Wire, seconds: float) -> bool:
+        """Have the sweep call ``session.go_ahead`` after so long; False when too many wait already."""
+        if len(self.delayed) >= self.tarpit_sessions:
+            return False
+        self.delayed[session] = self.now + seconds
+        return True
 
     def offer(self, largest: int | None) -> None:
         """Say in EHLO what is taken. ``largest``: no next hop of the own domains takes more octets; None: not known. Who
@@ -152,9 +211,25 @@ class Listener:
 
     def sweep(self) -> None:
         """Advance the coarse clock and end sessions past their deadline; the worker calls this every SWEEP_S."""
+        past = self.now
         self.now = now = self.clock()
-        for session in [s for s in self.sessions if s.deadline < now]:
-            session.expire()
+        oldest = now - self.session_timeout_s
+        if self.delayed:
+            for session in [s for s, due in self.delayed.items() if due <= now]:
+                del self.delayed[session]
+                session.go_ahead()
+        late = []
+        for session in self.sessions:
+            if session.deadline < now:
+                late.append((session, TIMED_OUT))
+            elif session.closed:
+                continue  # it has its last word still to take
+            elif session.receiver is not None and self.data_rate and not session.keeps_pace(now - past):
+                late.append((session, TOO_SLOW))
+            elif session.opened < oldest and not session.busy:
+                late.append((session, TOO_LONG))
+        for session, kind in late:
+            session.expire(kind)
 
     def drain(self) -> None:
         """Say 421 to whoever is idle; the others end after what they wait for."""

@@ -21,6 +21,7 @@ from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.reply import (
     BARE_NEWLINE_DATA,
     HEADER_TOO_BIG,
+    MEMORY_LOW,
     MESSAGE_TOO_BIG,
     QUEUE_FULL,
     TOO_MANY_HOPS,
@@ -30,6 +31,8 @@ from relay.policy.content import HeaderResult, HeaderRules
 from relay.queue.store import QueueError
 
 END: Final = b"\r\n.\r\n"
+SMALL_OCTETS: Final = 16 * 1024
+"""A header of ordinary size, which has its place in memory even when that is scarce."""
 _LINE_END: Final = "\u0100"
 """Stands for CR LF while bare ones are looked at: no octet decodes to it."""
 _LONE_DOT: Final = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
@@ -42,13 +45,15 @@ _FIRST: Final = b"\r\n"
 class Limits:
     """What one listener allows; shared by all its sessions."""
 
-    __slots__ = ("header_octets", "line_endings", "message_octets", "rules")
+    __slots__ = ("header_octets", "line_endings", "message_octets", "rules", "spare")
 
     def __init__(self, message_octets: int, header_octets: int, line_endings: LineEndings, rules: HeaderRules) -> None:
         self.message_octets = message_octets
         self.header_octets = header_octets
         self.line_endings = line_endings
         self.rules = rules
+        self.spare = 1 << 60
+        """Octets of memory left for messages, set anew twice a second (``inbound.strain``)."""
 
 
 class Receiver:
@@ -94,6 +99,16 @@ class Receiver:
         self.written = 0
         self.refusal: Kind | None = None
         self.removed: tuple[str, ...] = ()
+
+    @property
+    def octets(self) -> int:
+        """How many came so far, refused or not."""
+        return self._octets
+
+    @property
+    def held(self) -> int:
+        """How many are in memory."""
+        return self._parts_size + (len(self._header) if self._header is not None else 0)
 
     def feed(self, data: bytes) -> int:
         """Take one block; the index in ``data`` just after the final dot's line, or -1 when it is not there yet."""
@@ -186,9 +201,9 @@ class Receiver:
 
     def _take(self, piece: bytes) -> None:
         """``piece`` never ends between CR and LF, so pairs can be counted piece by piece."""
+        self._octets += len(piece)
         if self.refusal is not None:
             return
-        self._octets += len(piece)
         if self._octets > self._limits.message_octets:
             self._refuse(MESSAGE_TOO_BIG)
             return
@@ -225,6 +240,8 @@ class Receiver:
             if end < 0:
                 if len(header) > self._limits.header_octets:
                     self._refuse(HEADER_TOO_BIG)
+                elif len(header) > SMALL_OCTETS and self._scarce(len(piece)):
+                    self._refuse(MEMORY_LOW)
                 return
             end += 2
             whole = header
@@ -251,8 +268,14 @@ class Receiver:
     def _keep(self, piece: bytes) -> None:
         self._parts.append(piece)
         self._parts_size += len(piece)
-        if self._parts_size > MEMORY_OCTETS:
+        if self._parts_size > MEMORY_OCTETS or (len(self._parts) > 1 and self._scarce(len(piece))):
             self._flush()
+
+    def _scarce(self, octets: int) -> bool:
+        """Whether memory ran out. Asked where a header is large, or a body comes in several blocks."""
+        limits = self._limits
+        limits.spare -= octets
+        return limits.spare < 0
 
     def _flush(self) -> None:
         parts, self._parts, self._parts_size = self._parts, [], 0

@@ -19,6 +19,7 @@ from relay.config import schema
 from relay.config.schema import Config
 from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
+from relay.hub.budgets import Budgets
 from relay.hub.client import HubClient
 from relay.hub.frames import Verdict as Room
 from relay.inbound.listener import Listener
@@ -265,7 +266,9 @@ class _Transport:
 
 
 class _Hub:
-    """A hub with room for everybody."""
+    """A hub with room for everybody, who have asked for nothing yet."""
+
+    budgets: Final = Budgets()
 
     def open(self, address: str, told: Callable[[Room], None]) -> None:
         told(Room.OK)

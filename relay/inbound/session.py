@@ -29,6 +29,7 @@ from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN, RecipientTerms
 from relay.mail.trace import Origin, helo_text, literal, logged_in_as, origin, received
+from relay.policy.abuse import RULES, Budget
 from relay.policy.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ class Session(Wire):
         if self._transaction is not None or self._assembly is not None:
             self.say(reply.NESTED_MAIL)
             return
+        if listener.guarded and self._held_off():
+            return
         if self.needs_tls and not self.tls:
             self.say(reply.NEED_TLS)
             return
@@ -275,6 +278,8 @@ class Session(Wire):
             if "@" not in mailbox or self._is_postmaster_here(mailbox):  # RFC 5321 §4.5.1
                 mailbox = self.listener.rules.postmaster or mailbox
             relay_form = is_relay_form(mailbox)
+        if self.listener.blocked and self._blocked(transaction.sender, mailbox):
+            return
         verdict = transaction.judge_recipient(mailbox, relay_form)
         if verdict.shadow:
             self._shadows(verdict, "RCPT", transaction.sender, mailbox)
@@ -300,6 +305,8 @@ class Session(Wire):
         assert verdict.kind is not None
         kind = verdict.kind
         listener = self.listener
+        if kind is reply.UNKNOWN_RECIPIENT and not self.exempt:
+            self._unknown()
         if listener.soft_bounce:
             kind = listener.softened(kind)
         line = kind.line(named, verdict.text)
@@ -307,6 +314,40 @@ class Session(Wire):
             self.client, stage, line, kind.reason, verdict.rule, sender, recipient, self.protocol, self.helo
         )
         self.refuse(verdict.kind, kind, f"{line}\r\n".encode("ascii"))
+
+    def _unknown(self) -> None:
+        """Count an unknown recipient against client and network; tell when that spends a budget."""
+        listener = self.listener
+        for budget, wait_s in listener.budgets.unknown(self.address, listener.now):
+            listener.log.note(
+                "warning", "budget_spent", client=self.client, rule=RULES[budget], free_in_s=round(wait_s)
+            )  # fmt: skip
+
+    def _blocked(self, sender: Mailbox, recipient: Mailbox) -> bool:
+        """Refuse every recipient of a client that asked for too many unknown ones: it must learn no more addresses."""
+        listener = self.listener
+        budget = None if self.exempt else listener.budgets.blocks(self.address, listener.now)
+        if budget is None:
+            return False
+        self._excused -= 1  # this 4xx spends the error budget: whoever guesses on is to go
+        self._reject(Verdict(reply.TOO_MANY_UNKNOWN, RULES[budget]), "RCPT", recipient, sender, recipient)
+        return True
+
+    def _held_off(self) -> bool:
+        """Refuse MAIL for now: memory is low, or the client sends more often than it may."""
+        listener = self.listener
+        if listener.memory_low:
+            verdict = Verdict(reply.MEMORY_LOW, "limits.memory_octets")
+        elif (
+            listener.message_rate
+            and not self.exempt
+            and not listener.budgets.may(Budget.MESSAGES, self.address, listener.now)
+        ):
+            verdict = Verdict(reply.MESSAGE_RATE, RULES[Budget.MESSAGES])
+        else:
+            return False
+        self._reject(verdict, "MAIL", NULL_SENDER, NULL_SENDER, None)
+        return True
 
     def _shadows(self, verdict: Verdict, stage: str, sender: Mailbox, recipient: Mailbox | None) -> None:
         """Rules in mode = "log": said in the log and counted, not to the client."""

@@ -34,6 +34,7 @@ from relay.mail import reply
 from relay.mail.address import NULL_SENDER, Mailbox
 from relay.mail.envelope import QueueId
 from relay.mail.reply import Kind, OperatorText
+from relay.policy.abuse import RULES, Budget
 
 if TYPE_CHECKING:
     from relay.inbound.listener import Listener
@@ -56,6 +57,15 @@ NO_TEXT: Final = OperatorText("")
 
 class Wire(SMTP):
     """One client connection."""
+
+    # Of few sessions: what stands here costs the others nothing.
+    exempt = False
+    opened = 0.0
+    _held: tuple[bytes, ...] = ()
+    _greeted = False
+    _paced: Receiver | Chunk | None = None
+    _credit_s = 0.0
+    _seen = 0
 
     def __init__(self, listener: Listener) -> None:
         # SMTP.__init__ is not called: its two inspect.getmembers() per connection cost a third of a short session,
@@ -120,6 +130,7 @@ class Wire(SMTP):
         self.address = self.came_from or (str(peer[0]) if peer else "0.0.0.0")
         self.client = f"unknown[{self.address}]"
         listener = self.listener
+        self.opened = listener.now
         self.deadline = listener.now + listener.command_timeout_s
         listener.sessions.add(self)
         listener.hub.open(self.address, self._admit)
@@ -132,30 +143,86 @@ class Wire(SMTP):
                 listener.hub.close(self.address)
             return
         if room is not Room.OK:
-            kind, rule = _NO_ROOM[room]
-            listener.log.reject(
-                self.client, "CONNECT", kind.line(), kind.reason, rule, NULL_SENDER, None, "SMTP", ""
-            )  # fmt: skip
-            self.end(kind)
+            self._turn_away(*_NO_ROOM[room])
             return
         self._admitted = True
         listener.log.connect(self.client, listener.name)
         listener.metrics.session_opened(listener.name)
         if listener.draining:
             self.end(reply.SHUTTING_DOWN)
+        elif len(listener.sessions) > listener.room:
+            self._turn_away(reply.SERVICE_BUSY, "open files")
+        elif listener.connection_rate and not self._in_time():
+            self._turn_away(reply.CONNECTION_RATE, RULES[Budget.CONNECTIONS])
         elif listener.implicit_tls:
             self.transport.pause_reading()  # what comes from now on must wait for the TLS layer, which reads on
             listener.background(self._start_tls())
         else:
             self._greet()
 
+    def _turn_away(self, kind: Kind, rule: str) -> None:
+        self.listener.log.reject(
+            self.client, "CONNECT", kind.line(), kind.reason, rule, NULL_SENDER, None, "SMTP", ""
+        )  # fmt: skip
+        self.end(kind)
+
+    def _in_time(self) -> bool:
+        """Whether the client may connect once more within this minute."""
+        listener = self.listener
+        if listener.trusted_exempt and listener.rules.client.trusted(self.address):
+            return True
+        return listener.budgets.may(Budget.CONNECTIONS, self.address, listener.now)
+
     def _greet(self) -> None:
         listener = self.listener
         self.trusted = listener.rules.client.trusted(self.address)
         self.needs_tls = listener.require_tls or listener.tls_networks.trusted(self.address)
+        self.exempt = self.trusted and listener.trusted_exempt
+        if (
+            listener.greet_pause_s
+            and not self.exempt
+            and not listener.implicit_tls  # there the client has talked first, as it should
+            and listener.delay(self, listener.greet_pause_s)
+        ):
+            self.deadline = float("inf")
+            return
+        self._greeted = True
         self.busy = False
         self.transport.write(listener.banner)
         self._go_on()
+
+    def go_ahead(self) -> None:
+        """A pause is over: of the greeting, or of replies that were held back."""
+        if self.closed:
+            return
+        listener = self.listener
+        if not self._greeted:
+            if self._waiting:
+                self._turn_away(
+                    listener.softened(reply.EARLY_TALKER) if listener.soft_bounce else reply.EARLY_TALKER,
+                    "limits.greet_pause_s",
+                )
+                return
+            self._greeted = True
+            self._held = (listener.banner,)
+        self._out = [*self._held, *self._out]
+        self._held = ()
+        self.busy = False
+        self.answered()
+
+    def keeps_pace(self, passed_s: float) -> bool:
+        """Whether the message comes at ``limits.data_rate`` on average; a client may be behind by the time-out for a block.
+        The sweep asks, so a message that is there within half a second is never looked at.
+        """
+        receiver, listener = self.receiver, self.listener
+        assert receiver is not None
+        if self._paced is not receiver:
+            self._paced, self._credit_s, self._seen = receiver, listener.data_timeout_s, receiver.octets
+            return True
+        gained = (receiver.octets - self._seen) / listener.data_rate
+        self._seen = receiver.octets
+        self._credit_s = min(self._credit_s + gained, listener.data_timeout_s) - passed_s
+        return self._credit_s > 0
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client is gone. A message in the hands of dispatch goes its way without us."""
@@ -195,12 +262,12 @@ class Wire(SMTP):
         if not self._paused and not self.closed and len(self._waiting) <= WAITING_OCTETS:
             self.transport.resume_reading()
 
-    def expire(self) -> None:
+    def expire(self, kind: Kind) -> None:
         """The listener's sweep found this session past its deadline."""
         if self.closed:
             self.transport.abort()
         else:
-            self.end(reply.TIMED_OUT)
+            self.end(kind)
 
     def shut_down(self) -> None:
         """The relay ends now, whatever the session waits for: nothing it was not told 250 for is promised."""
@@ -328,6 +395,10 @@ class Wire(SMTP):
         self._out.append(line)
         if 0 < listener.errors <= self._errors - self._excused:
             self.end(reply.TOO_MANY_ERRORS)
+        elif self._errors > listener.tarpit_after and not self.exempt and listener.delay(self, listener.tarpit_s):
+            self._held, self._out = tuple(self._out), []
+            self.busy = True
+            self.deadline = float("inf")
 
     def end(self, kind: Kind) -> None:
         """Say a last word and close."""
@@ -337,6 +408,9 @@ class Wire(SMTP):
         self.busy = False
         self.deadline = self.listener.now + LAST_WORD_S
         self.listener.metrics.replied(kind)
+        if self._held:
+            self._out = [*self._held, *self._out]
+            self._held = ()
         if self.tls or not self.listener.implicit_tls:
             self._out.append(kind.wire())
             self._flush()

@@ -111,6 +111,12 @@ CLIENT_BUSY: Final = Kind(421, "4.7.0", "Too many sessions from your address", "
 TIMED_OUT: Final = Kind(421, "4.4.2", "Timed out waiting for you", "timeout")
 SHUTTING_DOWN: Final = Kind(421, "4.3.2", "Service is restarting, try again soon", "shutdown")
 TOO_MANY_ERRORS: Final = Kind(421, "4.7.0", "Too many errors", "too_many_errors")
+EARLY_TALKER: Final = Kind(554, "5.5.0", "You talked before you were greeted", "early_talker")
+TOO_SLOW: Final = Kind(421, "4.4.2", "Message comes too slowly", "too_slow")
+TOO_LONG: Final = Kind(421, "4.4.2", "Session took too long", "session_too_long")
+CONNECTION_RATE: Final = Kind(
+    421, "4.7.0", "Too many connections from your address, try again later", "connection_rate"
+)
 SESSION_FAULT: Final = Kind(421, "4.3.0", "Local error, try again later", "session_fault")
 OUT_OF_STEP: Final = Kind(421, "4.5.2", "The chunk's size cannot be told, closing", "out_of_step")
 
@@ -170,6 +176,10 @@ UNKNOWN_RECIPIENT: Final = Kind(
 DIRECTORY_UNAVAILABLE: Final = Kind(
     451, "4.3.0", "<{mailbox}>: Recipient cannot be verified now, try again later", "directory_unavailable"
 )
+TOO_MANY_UNKNOWN: Final = Kind(
+    450, "4.7.1", "Too many unknown recipients from your network, try again later", "too_many_unknown"
+)
+MESSAGE_RATE: Final = Kind(450, "4.7.1", "Too many messages from your address, try again later", "message_rate")
 TOO_MANY_RECIPIENTS: Final = Kind(452, "4.5.3", "Too many recipients", "too_many_recipients")  # RFC 5321 §4.5.3.1.10
 MESSAGE_TOO_BIG: Final = Kind(552, "5.3.4", "Message exceeds the size limit", "message_too_big")  # RFC 1870 §6
 HEADER_TOO_BIG: Final = Kind(552, "5.3.4", "Message header exceeds the size limit", "header_too_big")
@@ -189,6 +199,7 @@ def route_refused(status: str) -> Kind:
 # --- our own troubles ------------------------------------------------------------------------------------------
 INTERNAL: Final = Kind(451, "4.3.0", "Local error, try again later", "internal")
 QUEUE_FAILED: Final = Kind(451, "4.3.0", "Message could not be stored, try again later", "queue_failed")
+MEMORY_LOW: Final = Kind(452, "4.3.1", "Insufficient memory, try again later", "memory_low")
 QUEUE_FULL: Final = Kind(452, "4.3.1", "Insufficient system storage", "queue_full")
 
 # --- what the operator wrote about one recipient ----------------------------------------------------------------

@@ -38,6 +38,7 @@ RECEIVED_MESSAGES: Final = Family("relay_received_messages", "counter", "Message
 RECEIVED_BYTES: Final = Family("relay_received_bytes", "counter", "Octets of messages taken", ("listener",))
 ACCEPTED: Final = Family("relay_accepted", "counter", "Messages acknowledged, by way", ("way", "reason"))
 LOGINS: Final = Family("relay_logins", "counter", "Logins, by mechanism and result", ("mechanism", "result"))
+SHORT_OF: Final = Family("relay_short_of", "gauge", "Workers short of it", ("what",))
 SHADOW: Final = Family("relay_shadow_refusals", "counter", "Refusals by rules in mode log", ("reason",))
 HEADERS_REMOVED: Final = Family("relay_headers_removed", "counter", "Header lines taken out by the firewall")
 SENT_MESSAGES: Final = Family("relay_sent_messages", "counter", "Messages handed to a next hop", ("next_hop",))
@@ -67,6 +68,7 @@ MEMBERS: Final = (
     REPLIES,
     SESSIONS,
     OPEN_SESSIONS,
+    SHORT_OF,
     RECEIVED_MESSAGES,
     RECEIVED_BYTES,
     ACCEPTED,

@@ -46,6 +46,9 @@ Outcome = Literal["delivered", "deferred", "bounced", "our_fault", "discarded"]
 NextHopState = Literal["up", "down", "misconfigured"]
 """How a worker sees a next hop."""
 
+Shortage = Literal["places", "memory", "descriptors"]
+"""What a worker can be short of."""
+
 _KeyT = TypeVar("_KeyT")
 _MetricT = TypeVar("_MetricT", Counter, Gauge, Histogram)
 _Known = Mapping[str, Sequence[Mapping[str, str]]]
@@ -190,6 +193,7 @@ class Metrics:
         self._refusals = _Counted(catalogue.SNAPSHOT_REFUSALS, 1, _same, known)
         self._lines_lost = _Counted(catalogue.LOG_LINES_LOST, 1, _same, known)
         open_sessions = _Shown(catalogue.OPEN_SESSIONS, NAME_SETS, _name)
+        short_of = _Shown(catalogue.SHORT_OF, SMALL_SETS, _name)
         states = _Shown(catalogue.NEXT_HOP_STATE, NAME_SETS * len(get_args(NextHopState)), _same)
         connections = _Shown(catalogue.NEXT_HOP_CONNECTIONS, NAME_SETS, _name)
         accept = _Timed(catalogue.ACCEPT_SECONDS, 1, _same, known)
@@ -207,6 +211,9 @@ class Metrics:
         self._deliveries: Final = deliveries.pending
         self._restarts: Final = restarts.pending
         self._open: Final = open_sessions.current
+        self._short_of: Final = short_of.current
+        for what in get_args(Shortage):
+            self._short_of[what] = 0
         self._states: Final = states.current
         self._connections: Final = connections.current
         self._accept_times: Final = accept.pending
@@ -235,6 +242,7 @@ class Metrics:
                 self._refusals,
                 self._lines_lost,
                 open_sessions,
+                short_of,
                 states,
                 connections,
                 accept,
@@ -270,6 +278,10 @@ class Metrics:
     def session_closed(self, listener: str) -> None:
         """Counterpart of ``session_opened``."""
         self._open[listener] -= 1
+
+    def short_of(self, what: Shortage, short: int) -> None:
+        """1: this worker has too little of it from now on; 0: enough."""
+        self._short_of[what] = short
 
     def received(self, listener: str, octets: int) -> None:
         """A message came in and was acknowledged."""

@@ -65,6 +65,12 @@ def fronted(sites: Sites) -> Site:
 
 
 @pytest.fixture
+def wary(sites: Sites) -> Site:
+    """Small budgets, a pause before the greeting, a tarpit, stress from 10 sessions on; two workers."""
+    return sites.get("wary")
+
+
+@pytest.fixture
 def blind(sites: Sites) -> Site:
     """No snapshot."""
     return sites.get("blind")

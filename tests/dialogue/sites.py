@@ -107,6 +107,22 @@ SITES: Final[Mapping[str, Mapping[str, Any]]] = {
         "balanced": ("mx", "submissions"),
         "config": {"trusted": {"networks": ["192.0.2.7"]}, "limits": {"sessions_per_client": 3}},
     },
+    # Whoever stands in the way meets it soon. Two workers: what one counts the other hears of.
+    "wary": {
+        "config": {
+            "server": {"workers": 2},
+            "limits": {
+                "sessions": 20,
+                "stress_percent": 50,
+                "stress_timeout_s": 1.0,
+                "unknown_recipients_per_client": 10,
+                "unknown_recipients_per_network": 0,
+                "greet_pause_s": 0.5,
+                "tarpit_after": 2,
+                "tarpit_s": 0.5,
+            },
+        },
+    },
     "blind": {"build": False, "config": {"limits": {"errors": 5}, "domain": [{"names": ["example.com"]}, {"names": ["any.example.com"], "recipients": "any"}]}},
 }  # fmt: skip
 

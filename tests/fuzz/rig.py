@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from relay.config.schema import Config
 from relay.directory.snapshot import Directory
+from relay.hub.budgets import Budgets
 from relay.hub.frames import Verdict as Room
 from relay.inbound.listener import Listener
 from relay.inbound.session import Session
@@ -37,7 +38,7 @@ class Rig:
             {
                 "server": {"hostname": "mx.example.com", "spool": "/nonexistent"},
                 "listener": [{"name": "mx", "address": "127.0.0.1:25"}],
-                "limits": {"errors": 0, "message_octets": 4_000_000, "header_octets": 4_000_000},
+                "limits": {"errors": 0, "tarpit_s": 0, "message_octets": 4_000_000, "header_octets": 4_000_000},
                 "domain": [{"names": ["example.com"]}, {"names": ["any.example.com"], "recipients": "any"}],
                 "route": [{"domains": ["*"], "next_hops": ["smtp:[127.0.0.1]:25"]}],
                 "content": {"header_firewall": "off", "line_endings": endings},
@@ -55,6 +56,8 @@ class Rig:
             log=MailLog(behind, "postfix", "mx.example.com"),
             metrics=_Uncounted(),  # type: ignore[arg-type]
             tls=None,
+            binding=b"",
+            logins=behind,
         )
 
     def connect(self) -> Connection:
@@ -146,6 +149,7 @@ class _Behind:
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
+        self.budgets = Budgets()  # without limits
 
     def open(self, address: str, told: Callable[[Room], None]) -> None:
         told(Room.OK)
