@@ -182,7 +182,12 @@ def _headers(config: Config, *, trusted: bool) -> str:
     if content.header_firewall is Mode.OFF:
         return 'kept as they are: content.header_firewall = "off"'
     if trusted:
-        return "kept as they are: the client is trusted"
+        taken = [
+            *(content.remove_headers if content.outbound else ()),
+            *(["Received"] if content.hide_received else ()),
+        ]
+        leaving = f"; from mail that leaves are removed: {', '.join(taken)}" if taken else ""
+        return f"kept as they are: the client is trusted{leaving}"
     names = ", ".join([*content.remove_headers, f"Authentication-Results of {config.server.hostname}"])
     return f"{'logged' if content.header_firewall is Mode.LOG else 'removed'} where they occur: {names}"
 

@@ -557,6 +557,10 @@ class Content(Section):
         "X-MS-Exchange-Forest-*",
     ]
     """Header names, * at the end for a prefix. Authentication-Results with our own name is always among them."""
+    outbound: bool = False
+    """Take the headers above also from mail of trusted clients that goes to others' domains alone."""
+    hide_received: bool = False
+    """Take the Received lines of our own servers from such mail: they tell strangers names and addresses inside."""
 
 
 class Trusted(Section):

@@ -74,6 +74,7 @@ class Receiver:
         "_out_tail",
         "_parts",
         "_parts_size",
+        "_rules",
         "_started",
         "_trace",
         "_trusted",
@@ -84,6 +85,7 @@ class Receiver:
 
     def __init__(self, limits: Limits, trace: bytes, trusted: bool, open_body: Callable[[], int]) -> None:  # noqa: FBT001
         self._limits = limits
+        self._rules = limits.rules
         self._trace = trace
         self._trusted = trusted
         self._open_body = open_body
@@ -109,6 +111,11 @@ class Receiver:
     def held(self) -> int:
         """How many are in memory."""
         return self._parts_size + (len(self._header) if self._header is not None else 0)
+
+    def leaves(self, rules: HeaderRules) -> None:
+        """The message goes to others: these rules are for its header, whoever brings it."""
+        self._rules = rules
+        self._trusted = False
 
     def feed(self, data: bytes) -> int:
         """Take one block; the index in ``data`` just after the final dot's line, or -1 when it is not there yet."""
@@ -253,9 +260,9 @@ class Receiver:
         self._begin_body(whole[:end], whole)
 
     def _begin_body(self, header: bytes, whole: bytes) -> None:
-        result: HeaderResult = self._limits.rules.apply(header, self._trusted)
+        result: HeaderResult = self._rules.apply(header, self._trusted)
         self.removed = result.removed
-        if result.hops >= self._limits.rules.hops:
+        if result.hops >= self._rules.hops:
             self._refuse(TOO_MANY_HOPS)
             return
         if result.header is header:

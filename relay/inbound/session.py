@@ -377,7 +377,10 @@ class Session(Wire):
         self._queue_id = listener.next_id()
         only = transaction.recipients[0] if len(transaction.recipients) == 1 else None
         trace = received(self._origin, listener.hostname, self.protocol, self._queue_id, only, listener.date())
-        return Receiver(listener.receive, trace, self.trusted, listener.dispatch.open_body)
+        receiver = Receiver(listener.receive, trace, self.trusted, listener.dispatch.open_body)
+        if transaction.trusted and listener.rules.header.outgoing is not None and transaction.leaves:
+            receiver.leaves(listener.rules.header.outgoing)
+        return receiver
 
     # --- in chunks (RFC 3030) ------------------------------------------------------------------------------------------
 

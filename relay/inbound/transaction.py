@@ -197,6 +197,12 @@ class Transaction:
             verdict = self._spoofed if self._spoofed.kind is not None else _with_shadow(verdict, self._spoofed)
         return _with_shadow(verdict, restricted)
 
+    @property
+    def leaves(self) -> bool:
+        """Whether all of it goes to domains that are not our own."""
+        domains = self._rules.recipient.domains
+        return not any(domain_of(mailbox) in domains for mailbox in self.recipients)
+
     def questions(
         self,
         mailbox: Mailbox,

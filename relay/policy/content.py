@@ -19,6 +19,7 @@ same once more for each list or forwarder that sends it back is the most that ho
 
 _RESULTS: Final = b"authentication-results"
 _RECEIVED: Final = re.compile(rb"\nreceived:[^\n]*(?:\n[ \t][^\n]*)*")
+_RECEIVED_NAME: Final = b"received"
 _FOLD: Final = re.compile(rb"\r?\n\.?(?=[ \t])")
 _QUOTED: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _PAIR: Final = re.compile(rb"\\(.)", re.DOTALL)
@@ -40,14 +41,23 @@ class HeaderRules:
     ``.X-Name:`` is the field X-Name, and ``. text`` continues a field.
     """
 
-    __slots__ = ("_by_us", "_field", "_own", "_stems", "hops", "mode")
+    __slots__ = ("_by_us", "_field", "_own", "_stems", "hops", "mode", "outgoing")
 
-    def __init__(self, config: Config) -> None:
-        self.mode = config.content.header_firewall
+    def __init__(self, config: Config, fields: tuple[str, ...] | None = None) -> None:
+        """``fields``: other names than those that mail from outside must not have."""
+        content = config.content
+        self.mode = content.header_firewall
         self.hops = config.limits.hops
         self._by_us = b" by " + config.server.hostname.lower().encode("ascii") + b" "
         self._own = config.server.hostname.lower().encode("ascii")
-        names = [*(name.lower().encode("ascii") for name in config.content.remove_headers), _RESULTS]
+        leaving = (
+            *(content.remove_headers if content.outbound else ()),
+            *(["Received"] if content.hide_received else ()),
+        )
+        self.outgoing: HeaderRules | None = HeaderRules(config, leaving) if leaving and fields is None else None
+        """What is taken from mail of our own that leaves; None when it stays as it is."""
+        taken = (*content.remove_headers, "Authentication-Results") if fields is None else fields
+        names = [name.lower().encode("ascii") for name in taken]
         # Behind a prefix anything up to the colon: who puts other characters there means the same field.
         patterns = [re.escape(name[:-1]) + rb"[^:\r\n]*" if name.endswith(b"*") else re.escape(name) for name in names]
         self._stems = tuple(b"\n" + name.rstrip(b"*") for name in names)
@@ -76,6 +86,8 @@ class HeaderRules:
             name = field[1].rstrip(b" \t").lower()
             if name == _RESULTS and not self._claims_to_be_ours(field[2]):
                 return field[0]
+            if name == _RECEIVED_NAME and self._is_our_trace(field[2]):
+                return field[0]
             removed.append(name.decode("ascii", "replace"))
             return b""
 
@@ -86,6 +98,10 @@ class HeaderRules:
     def _passes(self, lower: bytes) -> int:
         """How often a header, in lower case, says that the message passed this relay."""
         return sum(self._by_us in b" ".join(field.split()) for field in _RECEIVED.findall(lower))
+
+    def _is_our_trace(self, value: bytes) -> bool:
+        """Our own Received lines stay, whatever is hidden: without them nobody would notice a loop (RFC 5321 §6.3)."""
+        return b" by " + self._own + b" " in b" ".join(_FOLD.sub(b"", value).lower().split()) + b" "
 
     def _claims_to_be_ours(self, value: bytes) -> bool:
         """RFC 8601 §5: results under our own authserv-id. What cannot be read but holds our name is taken for ours."""

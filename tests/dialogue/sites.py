@@ -74,7 +74,7 @@ SITES: Final[Mapping[str, Mapping[str, Any]]] = {
             "content": {"line_endings": "refuse"},
         },
     },
-    # Recipients from every kind of file, and every rule about addresses.
+    # Recipients from every kind of file, every rule about addresses; mail that leaves loses what is inside.
     "listed": {
         "files": {
             "map": "mapped@example.com OK\nleft@example.com 550 5.1.1 Has left\n  the company\n@wide.example.com OK\n",
@@ -83,6 +83,8 @@ SITES: Final[Mapping[str, Mapping[str, Any]]] = {
             "overrides": "# ticket 4711\nclosed@wide.example.com 550 Closed\ncarol@example.com until=2001-01-31 550 Over\n",
         },
         "config": {
+            "trusted": {"networks": [TRUSTED]},
+            "content": {"outbound": True, "hide_received": True},
             "domain": [
                 {"names": ["example.com"], "delimiter": "+", "postmaster": "hostmaster@example.com"},
                 {"names": ["tagged.example.com"], "delimiter": "+", "tag": "remove"},

@@ -107,3 +107,36 @@ def test_a_message_that_is_all_header_is_looked_at_as_well(usual: Site) -> None:
     [seen] = usual.arrived(sender)
     assert after_trace(seen.message) == b"Subject: x\r\n"
     usual.relay.wait_for_log(f"{reply.text.split()[-1]}: header removed: {REMOVED} \\(5\\)")
+
+
+INSIDE = (
+    b"Received: from mailbox.inside.example ([10.1.2.3]) by\r\n\tEXCHANGE.inside.example with Microsoft SMTP; today\r\n"
+    b"X-MS-Exchange-Organization-AuthAs: Internal\r\n"
+)
+OUR_TRACE = (
+    b"received: from exchange.inside.example ([10.1.2.4])\r\n\tby mx.example.com with ESMTP id 1;\r\n\ttoday\r\n"
+)
+REST = b"X-MS-Exchange-CrossTenant-Id: 1\r\nSubject: out\r\n\r\nReceived: in the body it is text\r\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "recipients", "kept"),
+    [
+        (TRUSTED, ["a@elsewhere.example", "b@other.example"], OUR_TRACE),
+        (TRUSTED, ["a@elsewhere.example", "user@example.com"], INSIDE + OUR_TRACE),
+        (TRUSTED, ["user@example.com"], INSIDE + OUR_TRACE),
+        ("127.0.0.1", ["user@example.com"], INSIDE.partition(b"X-MS")[0] + OUR_TRACE),
+    ],
+)
+def test_mail_that_leaves_loses_what_is_inside_but_not_the_trace_that_shows_a_loop(
+    listed: Site, source: str, recipients: list[str], kept: bytes
+) -> None:
+    sender = listed.sender()
+    with listed.client(source=source) as client:
+        assert client.open().deliver(sender, recipients, INSIDE + OUR_TRACE + REST).code == 250
+        client.quit()
+    domains = {recipient.partition("@")[2] for recipient in recipients} & {"example.com"}
+    for seen in listed.arrived(sender, len(recipients) if domains and len(recipients) > 1 else 1):
+        assert seen.message.endswith(b"\r\n" + kept + REST)
+        assert (b"mailbox.inside" in seen.message) == (b"mailbox.inside" in kept)
+        assert (b"AuthAs" in seen.message) == (b"AuthAs" in kept)
