@@ -6,10 +6,10 @@ Decides nothing: the dialogue is played by the daemon's own session (``inbound.r
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import re
+import socket
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,10 +111,7 @@ def play(
     tls: bool,
 ) -> Explanation:
     """Play the dialogue. Raises CommandFailed, and UsageFault for what cannot be asked."""
-    try:
-        address = str(ipaddress.ip_address(client))
-    except ValueError:
-        raise UsageFault(f"--client {client}: not an IP address; write for example 192.0.2.7") from None
+    address = _as_a_socket_gives_it(client)
     for word in (helo, sender, *recipients):
         if "\r" in word or "\n" in word:
             raise UsageFault(f"{word!r}: an argument of a command is one line")
@@ -136,6 +133,14 @@ def play(
     return Explanation(
         all(one.accepted for one in dialogue), address, trusted, chosen.name, tls or implicit, dialogue, headers
     )
+
+
+def _as_a_socket_gives_it(client: str) -> str:
+    family = socket.AF_INET6 if ":" in client else socket.AF_INET
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, client))
+    except (OSError, ValueError):
+        raise UsageFault(f"--client {client}: not an IP address; write for example 192.0.2.7") from None
 
 
 async def _played(

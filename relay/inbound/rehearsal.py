@@ -202,14 +202,19 @@ class _Session(Session):
         refusal = self.kind if self.kind is not None and self.kind.code >= 400 else None
         command = line[:4].upper()
         asked = self._of_mail() if command == "MAIL" else self._of_recipient() if command == "RCPT" else iter(())
+        heard: list[Asked] = []
         for one, refuses in asked:
             if refusal is not None and refuses is refusal:
+                yield from heard
                 yield one._replace(verdict=self.verdict or Verdict(refusal, one.rule))
                 return
-            yield one
-        if refusal is not None:  # decided by the form of the command, or by what none of these rules is about
+            heard.append(one)
+        if refusal is None:
+            yield from heard
+        else:  # none of these rules was the one, so nobody knows here which were asked before
             rule = self.verdict.rule if self.verdict is not None else refusal.reason
-            yield Asked(rule, "decided before any further rule", self.verdict or Verdict(refusal, rule))
+            why = "by the form of the command, or by its place in the dialogue"
+            yield Asked(rule, why, self.verdict or Verdict(refusal, rule))
 
     def _of_mail(self) -> Iterator[tuple[Asked, Kind | None]]:
         """What MAIL asks, and how each would refuse."""
