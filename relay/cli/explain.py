@@ -32,10 +32,6 @@ MESSAGE_OCTETS: Final = 64 * 1024 * 1024
 _LINE_END: Final = re.compile(rb"\r?\n|\r(?!\n)")
 
 
-class UsageFault(CommandFailed):
-    """What was asked cannot be played."""
-
-
 @dataclass(frozen=True, slots=True)
 class Told:
     """One command of the dialogue. ``rule`` decided it, empty where none was asked."""
@@ -87,7 +83,7 @@ def explain(
     loaded = load(config, os.environ)
     try:
         told = play(loaded, client, helo, sender, recipients, size, listener, _read(message), tls=tls)
-    except UsageFault as fault:
+    except CommandFailed as fault:  # not 1, which says that mail is refused
         sys.stderr.write(f"relay: {fault}\n")
         raise typer.Exit(EXIT_REFUSED) from None
     if as_json:
@@ -110,15 +106,15 @@ def play(
     *,
     tls: bool,
 ) -> Explanation:
-    """Play the dialogue. Raises CommandFailed, and UsageFault for what cannot be asked."""
+    """Play the dialogue. Raises CommandFailed for what cannot be asked."""
     address = _as_a_socket_gives_it(client)
     for word in (helo, sender, *recipients):
         if "\r" in word or "\n" in word:
-            raise UsageFault(f"{word!r}: an argument of a command is one line")
+            raise CommandFailed(f"{word!r}: an argument of a command is one line")
     chosen = _listener(config, listener)
     implicit = chosen.role is Role.SUBMISSIONS
     if tls and not implicit and config.tls.certificate is None:
-        raise UsageFault("--tls: the relay offers no STARTTLS: set certificate and key in [tls]")
+        raise CommandFailed("--tls: the relay offers no STARTTLS: set certificate and key in [tls]")
     lines = [f"EHLO {helo}"]
     if tls and not implicit:
         lines += ["STARTTLS", f"EHLO {helo}"]
@@ -140,7 +136,7 @@ def _as_a_socket_gives_it(client: str) -> str:
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, client))
     except (OSError, ValueError):
-        raise UsageFault(f"--client {client}: not an IP address; write for example 192.0.2.7") from None
+        raise CommandFailed(f"--client {client}: not an IP address; write for example 192.0.2.7") from None
 
 
 async def _played(
@@ -204,7 +200,7 @@ def _listener(config: Config, name: str) -> Listener:
         if listener.name == name:
             return listener
     names = ", ".join(listener.name for listener in config.listener)
-    raise UsageFault(f"--listener {name}: there is none; there are {names}")
+    raise CommandFailed(f"--listener {name}: there is none; there are {names}")
 
 
 def _path(address: str) -> str:

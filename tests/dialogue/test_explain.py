@@ -199,6 +199,7 @@ def test_the_command_prints_it_for_people_and_for_programs_with_an_exit_code(lis
         (("--listener", "nowhere"), "--listener nowhere: there is none; there are mx"),
         (("--tls",), "--tls: the relay offers no STARTTLS"),
         (("--helo", "a\nQUIT"), "an argument of a command is one line"),
+        (("--message", "/nowhere/message"), "--message /nowhere/message: No such file or directory"),
     ],
 )
 def test_what_cannot_be_asked_is_told_with_exit_code_2(listed: Site, arguments: tuple[str, ...], what: str) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.directory.encode import encode
 from relay.directory.key import KEY_OCTETS
-from relay.directory.layout import read
-from relay.directory.snapshot import ACCEPT, KNOWN, NEEDS_AUTH, RESTRICTED, Entry, Snapshot
+from relay.directory.layout import SnapshotError, read
+from relay.directory.snapshot import ACCEPT, KNOWN, NEEDS_AUTH, RESTRICTED, RULED, Entry, Snapshot
 from relay.mail.reply import operator_text
+from relay.mail.ruling import parse_ruling
 
 KEY = os.urandom(KEY_OCTETS)
 
@@ -80,3 +82,24 @@ def test_the_file_holds_no_readable_address_and_under_another_key_other_hashes(t
     first, second = (read(tmp_path / name, KNOWN).sections["hashes"].data for name in ("snapshot", "other"))
     assert bytes(first) != bytes(second)
     assert b"secret" not in (tmp_path / "snapshot").read_bytes()
+
+
+def test_rulings_are_a_section_that_is_there_only_where_there_are_any(tmp_path: Path) -> None:
+    """So a relay that does not know them refuses the file instead of overlooking them, and reads every other."""
+    ruling = parse_ruling("550 5.1.1 Has left")
+    assert ruling is not None
+    entry = Entry(ACCEPT | RULED, ruling=ruling, until=1_800_000_000, comment="ticket 4711")
+    snapshot = make(tmp_path, {"a@example.com": entry, "b@example.com": Entry(ACCEPT)})
+    assert snapshot.entry("A@example.com") == entry
+    assert snapshot.lookup("a@example.com") == ACCEPT | RULED
+    assert (snapshot.ruled, snapshot.wide) == (True, False)
+    older = KNOWN - {"rulings"}
+    with pytest.raises(SnapshotError, match=r"needs section 'rulings', which this relay does not know"):
+        read(tmp_path / "snapshot", older)
+    assert not make(tmp_path, {"b@example.com": Entry(ACCEPT)}).ruled
+    assert "rulings" not in read(tmp_path / "snapshot", older).sections
+
+
+def test_a_flag_without_its_ruling_is_refused_when_the_file_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError, match="the rulings do not fit the records"):
+        make(tmp_path, {"a@example.com": Entry(ACCEPT | RULED)})
