@@ -260,3 +260,32 @@ def test_a_wrong_option_says_what_to_write(built: Relay) -> None:
 
 def test_faulty_paths_are_answered_as_in_a_session() -> None:
     assert judged._FAULTS == session._FAULTS
+
+
+def test_export_prints_what_the_sources_say_as_maps_of_postfix(relay: Relay) -> None:
+    assert relay("directory", "export").stdout == "user@example.com OK\n"
+    assert relay("directory", "export", "--senders").stdout.splitlines() == [
+        "scanner@example.org 554 5.7.1 This account is not allowed to send emails",
+        "user@example.com 554 5.7.1 Only inside",
+    ]
+    (relay.folder / "valid").unlink()
+    assert relay("directory", "export", code=1).stderr.startswith(f"relay: {relay.folder}/valid: cannot be read")
+
+
+def test_the_steps_of_a_look_up_and_the_rules_in_their_order_are_shown_on_request(built: Relay) -> None:
+    override = '[{ address = "left@example.com", action = "550 5.1.1 Has left", comment = "ticket 4711" }]'
+    arguments = ("recipient", "left@example.com", "-v")
+    told = built(*arguments, code=1, DMZ_RELAY__DIRECTORY__OVERRIDES=override).stdout.splitlines()
+    assert told[:2] == [
+        "left@example.com: refused at RCPT by directory.overrides",
+        "550 5.1.1 <left@example.com>: Recipient address rejected: Has left",
+    ]
+    assert "look-up     left@example.com: override of the configuration (ticket 4711)" in told
+    assert [line.split()[1] for line in told if line[0].isdigit() and line[1] == "."][-3:] == [
+        "route",
+        "postmaster",
+        "directory.overrides",
+    ]
+    found = json.loads(built(*arguments[:2], "--json", code=1, DMZ_RELAY__DIRECTORY__OVERRIDES=override).stdout)
+    assert found["asked"][-1]["answer"].startswith("refuses: 550 5.1.1 ")
+    assert found["looked_up"] == ["left@example.com: override of the configuration (ticket 4711)"]
