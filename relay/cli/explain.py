@@ -171,10 +171,10 @@ def _told(config: Config, routes: RouteTable, exchange: Exchange, sender: str) -
 
 
 def _route(routes: RouteTable, mailbox: Mailbox) -> str:
-    route = routes.find(mailbox)
-    if route is None:
+    decision = routes.decide(mailbox)
+    if decision is None:
         return "none: it would wait in the queue; add a [[route]]"
-    return f"{route.described} (route {route.name})"
+    return f"{decision.route.described}, by the entry {decision.pattern} (asked: {', '.join(decision.asked)})"
 
 
 def _headers(config: Config, *, trusted: bool) -> str:

@@ -189,7 +189,9 @@ def test_the_command_prints_it_for_people_and_for_programs_with_an_exit_code(lis
     assert (found["accepted"], left["rule"]) == (False, "directory.sources")
     assert left["log"][0].endswith("from=<x@y.example> to=<left@example.com> proto=ESMTP helo=<a.example>")
     assert (postmaster["accepted"], postmaster["goes_to"]) == (True, "hostmaster@example.com")
-    assert postmaster["route"] == f"127.0.0.1:{listed.hop.port} (route example.com)"
+    assert postmaster["route"] == (
+        f"127.0.0.1:{listed.hop.port}, by the entry example.com (asked: hostmaster@example.com, example.com)"
+    )
 
 
 @pytest.mark.parametrize(
