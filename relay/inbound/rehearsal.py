@@ -296,13 +296,17 @@ class _Dispatch:
 
 
 class _Uncounted:
-    """Metrics that count nothing, whatever is to be counted."""
+    """Metrics that count nothing, whatever is to be counted, by a call or by an item."""
 
-    def __init__(self) -> None:
-        self.replies: Counter[Kind] = Counter()  # bumped directly
+    def __getattr__(self, name: str) -> _Uncounted:
+        return self
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
+    def __call__(self, *_: object, **__: object) -> None: ...
+
+    def __getitem__(self, _: object) -> int:
+        return 0
+
+    def __setitem__(self, _: object, __: int) -> None: ...
 
 
 class _Lines:
