@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from relay.config import schema
+from relay.config.addresses import split_address
 from relay.config.schema import Config
 from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
@@ -75,7 +76,7 @@ class Rehearsal:
     def __init__(self, config: Config, listener: schema.Listener, directory: Directory, client: str) -> None:
         """``client``: an IP address."""
         self._log: list[str] = []
-        self._transport = _Transport(client)
+        self._transport = _Transport(client, split_address(listener.address)[0])
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if config.tls.certificate else None  # offered, never used
         self.listener = Listener(
             listener,
@@ -236,8 +237,8 @@ class _Session(Session):
 class _Transport:
     """What a session writes to."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, client: str, here: str) -> None:
+        self._ends = {"peername": (client, 0), "sockname": (here, 0)}
         self._octets = b""
 
     @property
@@ -256,7 +257,7 @@ class _Transport:
         self._octets += octets
 
     def get_extra_info(self, name: str, default: object = None) -> object:
-        return (self._address, 0) if name == "peername" else default
+        return self._ends.get(name, default)
 
     def is_closing(self) -> bool:
         return False
