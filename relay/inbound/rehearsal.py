@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import ssl
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
