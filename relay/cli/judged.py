@@ -15,7 +15,7 @@ from relay.cli.options import EXIT_FAILED, CommandFailed
 from relay.config.schema import Config
 from relay.directory.snapshot import ACCEPT, NEEDS_AUTH, RESTRICTED, Directory, Entry
 from relay.inbound.transaction import Asked
-from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, parse_path, unquoted
+from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, parse_path, parse_utf8_path, unquoted
 from relay.mail.reply import NOT_UTF8, RELAY_FORM, SENDER_RESTRICTED, Kind, OperatorText
 from relay.mail.ruling import action_of
 from relay.policy.client import ClientRules
@@ -82,6 +82,8 @@ def parse(text: str, wrong: Kind) -> Mailbox | Kind:
     """
     inner = text.removeprefix("<").removesuffix(">")
     path, rest = parse_path(f"<{inner}>".encode(errors="replace"))
+    if path is AddressFault.NON_ASCII:  # as if SMTPUTF8 had been said
+        path, rest = parse_utf8_path(f"<{inner}>".encode(errors="replace"))
     if isinstance(path, AddressFault):
         return _FAULTS.get(path, wrong)
     return wrong if rest else path

@@ -23,6 +23,7 @@ from relay.config.section import DAY_S, MANY, REFUSAL_OCTETS, TABLES, FilePath, 
 from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
 from relay.mail.address import AddressFault, is_domain, parse_mailbox
+from relay.mail.domain import ascii_domain
 
 MEGABYTE: Final = 1024 * 1024
 
@@ -102,6 +103,7 @@ def _server_name(value: str) -> str:
 
 
 def _domain(value: str) -> str:
+    value = ascii_domain(value) or value
     if not is_domain(value):
         raise Invalid(f'"{value}" is not a domain name', "write what stands behind the @, e.g. example.com")
     return value.lower()

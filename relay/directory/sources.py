@@ -26,7 +26,7 @@ from relay.directory.layout import SnapshotError
 from relay.directory.lines import lines
 from relay.directory.maps import MapLine, alias_lines, map_lines
 from relay.directory.snapshot import ACCEPT, EXACT, OVERRIDE, RECORDS, RESTRICTED, RULED, WIDE, Entry, exact_key
-from relay.mail.address import AddressFault, domain_of, is_domain, parse_mailbox, unquoted
+from relay.mail.address import AddressFault, domain_of, is_domain, parse_utf8_mailbox, unquoted
 from relay.mail.reply import operator_text
 from relay.mail.ruling import end_of
 
@@ -253,10 +253,17 @@ class _Reader:
     def _ruled(self, line: MapLine, override: int) -> None:
         """An entry of a map. ``OK`` without an end in an ordinary one says no more than a line of a list."""
         wide = line.key.startswith("@")
-        if not is_domain(line.key[1:]) if wide else isinstance(parse_mailbox(line.key), AddressFault):
+        key: str | AddressFault
+        if wide:
+            key = line.key if is_domain(line.key[1:]) else AddressFault.SYNTAX
+        else:
+            key = parse_utf8_mailbox(line.key)
+            if not isinstance(key, AddressFault) and not key.isascii():
+                key = unquoted(key)
+        if isinstance(key, AddressFault):
             self.tally.bad(self.path, line.number, Skip.SYNTAX)
             return
-        if domain_of(line.key) not in self.ours.all:
+        if domain_of(key) not in self.ours.all:
             self.tally.skip(Skip.NO_DOMAIN)
             return
         if line.until is not None and line.until < self.today:
@@ -268,7 +275,7 @@ class _Reader:
         flags = RULED | override | (WIDE if wide else 0)
         comment = operator_text(line.comment)
         entry = Entry(flags, ruling=line.ruling, until=end_of(line.until), comment=comment)
-        if self.collection.rule(line.key, entry):
+        if self.collection.rule(key, entry):
             self.used += 1
         else:
             self.tally.skip(Skip.SAID_BEFORE)
@@ -326,7 +333,7 @@ class _Reader:
         return entry
 
     def _add(self, number: int, text: str, entry: Entry) -> None:
-        mailbox = parse_mailbox(text)
+        mailbox = parse_utf8_mailbox(text)
         if isinstance(mailbox, AddressFault) or "@" not in mailbox:
             self.tally.bad(self.path, number, Skip.SYNTAX)
             return

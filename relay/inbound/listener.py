@@ -176,7 +176,7 @@ class Listener:
 
     def _ehlos(self, size: int) -> tuple[bytes, bytes]:
         """Without and in TLS."""
-        offers = ["PIPELINING", f"SIZE {size}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN", "CHUNKING"]
+        offers = ["PIPELINING", f"SIZE {size}", "8BITMIME", "ENHANCEDSTATUSCODES", "DSN", "SMTPUTF8", "CHUNKING"]
         offers.append(f"LIMITS RCPTMAX={self.rules.recipients}")  # RFC 9422; there is no MAILMAX to tell
         auth = [f"AUTH {' '.join(self.mechanisms)}"] if self.mechanisms else []
         clear = self._ehlo([*offers, "STARTTLS"] if self.tls is not None else offers)

@@ -85,6 +85,10 @@ def mail_parameters(text: str) -> MailParameters | Kind:
                 if given != "<>" and _XTEXT.fullmatch(given) is None:
                     return BAD_ARGUMENTS
                 auth = True
+            case "SMTPUTF8":
+                if value is not None:
+                    return BAD_ARGUMENTS
+                utf8 = True
             case _:
                 return BAD_PARAMETER
     return MailParameters(size, body_8bit, Terms(utf8, ret, envid) if utf8 or ret or envid else PLAIN, auth)

@@ -24,11 +24,20 @@ from relay.inbound.receiver import Receiver
 from relay.inbound.transaction import Transaction
 from relay.inbound.wire import LINE_OCTETS, NO_TEXT, Wire
 from relay.mail import reply
-from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, is_relay_form, parse_path, unquoted
+from relay.mail.address import (
+    NULL_SENDER,
+    AddressFault,
+    Mailbox,
+    ascii_form,
+    is_relay_form,
+    parse_path,
+    parse_utf8_path,
+    unquoted,
+)
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN, RecipientTerms
-from relay.mail.trace import Origin, helo_text, literal, logged_in_as, origin, received
+from relay.mail.trace import Origin, helo_text, literal, logged_in_as, origin, received, utf8_protocol
 from relay.policy.abuse import RULES, Budget
 from relay.policy.verdict import Verdict
 
@@ -205,6 +214,8 @@ class Session(Wire):
                 self.say(reply.BAD_ARGUMENTS)
                 return
             path, words = parse_path(line[prefix.end() :])
+            if path is AddressFault.NON_ASCII:
+                path, words = parse_utf8_path(line[prefix.end() :])
             if isinstance(path, AddressFault):
                 self.say(_FAULTS.get(path, reply.BAD_SENDER))
                 return
@@ -215,6 +226,9 @@ class Session(Wire):
             parameters = mail_parameters(words)
             if isinstance(parameters, Kind):
                 self.say(parameters)
+                return
+            if not parameters.terms.utf8 and not line.isascii():
+                self.say(reply.NOT_UTF8)
                 return
             if parameters.size > (
                 listener.receive.message_octets if self.trusted or account is not None else listener.offered
@@ -262,6 +276,8 @@ class Session(Wire):
                 self.say(reply.BAD_ARGUMENTS)
                 return
             path, words = parse_path(line[prefix.end() :])
+            if path is AddressFault.NON_ASCII and transaction.terms.utf8:
+                path, words = parse_utf8_path(line[prefix.end() :])
             if isinstance(path, AddressFault):
                 self.say(_FAULTS.get(path, reply.BAD_RECIPIENT))
                 return
@@ -313,7 +329,7 @@ class Session(Wire):
         listener.log.reject(
             self.client, stage, line, kind.reason, verdict.rule, sender, recipient, self.protocol, self.helo
         )
-        self.refuse(verdict.kind, kind, f"{line}\r\n".encode("ascii"))
+        self.refuse(verdict.kind, kind, f"{line}\r\n".encode())
 
     def _unknown(self) -> None:
         """Count an unknown recipient against client and network; tell when that spends a budget."""
@@ -376,7 +392,11 @@ class Session(Wire):
         listener = self.listener
         self._queue_id = listener.next_id()
         only = transaction.recipients[0] if len(transaction.recipients) == 1 else None
-        trace = received(self._origin, listener.hostname, self.protocol, self._queue_id, only, listener.date())
+        protocol = self.protocol
+        if transaction.terms.utf8:
+            protocol = utf8_protocol(protocol)
+            only = only and (ascii_form(only) or only)  # so that the trace alone never needs SMTPUTF8
+        trace = received(self._origin, listener.hostname, protocol, self._queue_id, only, listener.date())
         receiver = Receiver(listener.receive, trace, self.trusted, listener.dispatch.open_body)
         if transaction.trusted and listener.rules.header.outgoing is not None and transaction.leaves:
             receiver.leaves(listener.rules.header.outgoing)

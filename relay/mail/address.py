@@ -1,4 +1,4 @@
-"""Owns: the syntax of SMTP paths (RFC 5321 §4.1.2) and what a mailbox is.
+"""Owns: the syntax of SMTP paths (RFC 5321 §4.1.2, with UTF-8: RFC 6531 §3.3) and what a mailbox is.
 
 Pure. A value of type ``Mailbox`` has been through this module and nothing else makes one, so later code
 may put it into a reply, a log line, a header or a command without looking at it again.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, NewType
 
+from relay.mail.domain import DOMAIN_OCTETS, ascii_domain
+
 Mailbox = NewType("Mailbox", str)
-"""``local@domain`` exactly as the client wrote it, printable ASCII, at most 320 octets; or ``postmaster``
-alone (RFC 5321 §4.5.1). Never the null sender: that is the empty string, ``NULL_SENDER``."""
+"""``local@domain`` exactly as the client wrote it, printable, at most 320 octets; or ``postmaster`` alone (RFC 5321
+§4.5.1). ASCII, unless the client announced UTF-8 (SMTPUTF8). Never the null sender: that is the empty string,
+``NULL_SENDER``."""
 
 NULL_SENDER: Final = Mailbox("")
 
 LOCAL_PART_OCTETS: Final = 64  # RFC 5321 §4.5.3.1.1
-DOMAIN_OCTETS: Final = 255  # RFC 5321 §4.5.3.1.2
 
 _ATEXT: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # RFC 1035 §2.3.4: 63 octets
@@ -34,6 +38,14 @@ PLAIN_MAILBOX: Final = (
 _DOMAIN: Final = re.compile(DOMAIN_PATTERN)
 _DOT_ATOM: Final = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*")
 _QUOTED: Final = re.compile(r'"(?:[ !#-\[\]-~]|\\[ -~])*"')
+_UTF8_ATEXT: Final = r"[\u0080-\U0010ffff" + _ATEXT[1:]
+_UTF8_DOT_ATOM: Final = re.compile(rf"{_UTF8_ATEXT}+(?:\.{_UTF8_ATEXT}+)*")
+_UTF8_QUOTED: Final = re.compile(r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*"')
+# Grammar allows everything beyond ASCII. What is invisible, a line end to somebody, or turns the direction of writing would
+# make a log line or a report say something else than it does. U+200C and U+200D belong to the spelling of some languages.
+UNFIT: Final = re.compile(
+    r"[\x00-\x1f\x7f-\xa0\u1680\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\udfff\ufeff\ufff0-\uffff]"
+)
 _QUOTED_PAIR: Final = re.compile(r"\\(.)")
 _LITERAL: Final = re.compile(r"\[(?:(?P<four>[0-9.]{7,15})|IPv6:(?P<six>[0-9A-F:.]{2,45}))\]", re.IGNORECASE)
 
@@ -65,8 +77,11 @@ def is_address_literal(text: str) -> bool:
 
 
 def domain_of(mailbox: str) -> str:
-    """The domain, lower case; empty for the null sender and for ``postmaster`` alone."""
-    return mailbox.rpartition("@")[2].lower() if "@" in mailbox else ""
+    """The domain, in ASCII (A-labels) and lower case; empty for the null sender and for ``postmaster`` alone."""
+    if "@" not in mailbox:
+        return ""
+    domain = mailbox.rpartition("@")[2].lower()
+    return domain if domain.isascii() else ascii_domain(domain) or domain
 
 
 def parse_mailbox(text: str) -> Mailbox | AddressFault:
@@ -86,16 +101,46 @@ def parse_mailbox(text: str) -> Mailbox | AddressFault:
     return Mailbox(text)
 
 
+def parse_utf8_mailbox(text: str) -> Mailbox | AddressFault:
+    """The same where UTF-8 may be in it (RFC 6531 §3.3). It is kept as it was written, composed (NFC) or not."""
+    if text.isascii():
+        return parse_mailbox(text)
+    local, at, domain = text.rpartition("@")
+    if not at or UNFIT.search(text):
+        return AddressFault.SYNTAX
+    if len(local.encode()) > LOCAL_PART_OCTETS or len(domain.encode()) > DOMAIN_OCTETS:
+        return AddressFault.TOO_LONG
+    if _UTF8_QUOTED.fullmatch(local) is None and _UTF8_DOT_ATOM.fullmatch(local) is None:
+        return AddressFault.SYNTAX
+    plain = domain if domain.isascii() else ascii_domain(domain)
+    if plain is None or (_DOMAIN.fullmatch(plain) is None and not is_address_literal(plain)):
+        return AddressFault.SYNTAX
+    return Mailbox(text)
+
+
 def unquoted(mailbox: Mailbox) -> Mailbox:
     """The same mailbox without needless quotes: what a look-up has to ask for, lest ``"a"@b`` pass for another than ``a@b``.
 
-    RFC 5321 §4.1.2: quoting that is not needed does not make another mailbox.
+    RFC 5321 §4.1.2: quoting that is not needed does not make another mailbox. Nor does another way of writing UTF-8: the
+    local part is composed (NFC), the domain in ASCII.
     """
-    if not mailbox.startswith('"'):
+    if mailbox.startswith('"'):
+        local, _, domain = mailbox.rpartition("@")
+        bare = _QUOTED_PAIR.sub(r"\1", local[1:-1])
+        if (_DOT_ATOM if bare.isascii() else _UTF8_DOT_ATOM).fullmatch(bare):
+            mailbox = Mailbox(f"{bare}@{domain}")
+    if mailbox.isascii():
         return mailbox
-    local, _, domain = mailbox.rpartition("@")
-    bare = _QUOTED_PAIR.sub(r"\1", local[1:-1])
-    return Mailbox(f"{bare}@{domain}") if _DOT_ATOM.fullmatch(bare) else mailbox
+    local = mailbox.rpartition("@")[0]
+    return Mailbox(f"{unicodedata.normalize('NFC', local)}@{domain_of(mailbox)}")
+
+
+def ascii_form(mailbox: Mailbox) -> Mailbox | None:
+    """The same mailbox in ASCII: possible when UTF-8 is in its domain only (RFC 6531 §3.2); else None."""
+    if mailbox.isascii():
+        return mailbox
+    local = mailbox.rpartition("@")[0]
+    return Mailbox(f"{local}@{domain_of(mailbox)}") if local.isascii() else None
 
 
 def without_tag(mailbox: str, delimiters: str) -> Mailbox:
@@ -128,7 +173,20 @@ def parse_path(raw: bytes) -> tuple[Mailbox | AddressFault, str]:
         text = raw.decode("ascii")
     except UnicodeDecodeError:
         return AddressFault.NON_ASCII, ""
-    if not text.startswith("<") or not text.isprintable():
+    return _parse(text, parse_mailbox) if text.isprintable() else (AddressFault.SYNTAX, "")
+
+
+def parse_utf8_path(raw: bytes) -> tuple[Mailbox | AddressFault, str]:
+    """The same where UTF-8 may be in path and parameters (RFC 6531 §3.3)."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return AddressFault.NON_ASCII, ""
+    return (AddressFault.SYNTAX, "") if UNFIT.search(text) else _parse(text, parse_utf8_mailbox)
+
+
+def _parse(text: str, parse: Callable[[str], Mailbox | AddressFault]) -> tuple[Mailbox | AddressFault, str]:
+    if not text.startswith("<"):
         return AddressFault.SYNTAX, ""
     end = _closing_bracket(text)
     if end < 0:
@@ -141,7 +199,7 @@ def parse_path(raw: bytes) -> tuple[Mailbox | AddressFault, str]:
         return NULL_SENDER, parameters
     if path.startswith("@"):
         return AddressFault.SOURCE_ROUTE, parameters
-    return parse_mailbox(path), parameters
+    return parse(path), parameters
 
 
 def _closing_bracket(text: str) -> int:

@@ -3,7 +3,7 @@
 A reply is a ``Kind`` (code, enhanced code, wording, and the ``reason`` label of logs and metrics) filled through
 typed slots: a ``Mailbox`` validated by ``mail.address``, or text cleaned by ``operator_text``. Nothing else can get
 into a reply, a kind whose code and enhanced code disagree cannot be built, and a rendered line never exceeds 512
-octets (RFC 5321 §4.5.3.1.5).
+octets (RFC 5321 §4.5.3.1.5). It is ASCII, unless the mailbox is not: then the client announced UTF-8 (RFC 6531 §3.7.4).
 """
 
 from __future__ import annotations
@@ -69,11 +69,13 @@ class Kind:
         """The reply line without CR LF, cut to what one line may hold."""
         # One pass: a mailbox may itself contain {text} (RFC 5321 §4.1.2 allows both braces), which stays as it is.
         line = self._template.format(mailbox=mailbox, text=text)
-        return line if len(line) <= LINE_OCTETS - 2 else line[: LINE_OCTETS - 2]
+        if line.isascii():
+            return line if len(line) <= LINE_OCTETS - 2 else line[: LINE_OCTETS - 2]
+        return line.encode()[: LINE_OCTETS - 2].decode(errors="ignore")
 
     def wire(self, mailbox: Mailbox = NULL_SENDER, text: OperatorText | QueueId = NO_TEXT) -> bytes:
         """The octets for the client."""
-        return (self.line(mailbox, text) + "\r\n").encode("ascii")
+        return (self.line(mailbox, text) + "\r\n").encode()
 
     def softened(self) -> Kind:
         """The same as a temporary failure: what ``soft_bounce`` (row O12) makes of a 5xx."""
@@ -149,7 +151,7 @@ AUTH_IN_TRANSACTION: Final = Kind(
 )
 AUTH_DISABLED: Final = Kind(503, "5.5.1", "Authentication is not enabled here", "auth_disabled")
 AUTH_MECHANISM: Final = Kind(504, "5.5.4", "Authentication mechanism not offered", "auth_mechanism")
-NOT_UTF8: Final = Kind(553, "5.6.7", "Addresses must be ASCII", "not_ascii")
+NOT_UTF8: Final = Kind(553, "5.6.7", "Addresses must be ASCII without SMTPUTF8", "not_ascii")
 
 # --- policy ----------------------------------------------------------------------------------------------------
 NEED_TLS: Final = Kind(530, "5.7.0", "Must issue a STARTTLS command first", "need_tls")

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
+from relay.mail.address import UNFIT
+
 ENVID_CHARACTERS: Final = 100  # RFC 3461 §4.4
 ORCPT_CHARACTERS: Final = 500  # RFC 3461 §4.2
 _EVENTS: Final = frozenset({"SUCCESS", "FAILURE", "DELAY"})
@@ -24,7 +26,6 @@ _TYPED: Final = re.compile(r"([A-Za-z0-9!#$%&'*+/?^_`{|}~-]+);(.*)", re.DOTALL) 
 # RFC 6533 §3: the type "utf-8" has an escape of its own, and plain UTF-8 where SMTPUTF8 is on.
 _UNITEXT: Final = re.compile(r"(?:[!-*,-<>-\[\]-~]|[^\x00-\x7f]|\\x\{[0-9A-F]{2,6}\})+")
 _EMBEDDED: Final = re.compile(r"\\x\{([0-9A-F]{2,6})\}")
-_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def decode_xtext(text: str) -> str | None:
@@ -71,7 +72,7 @@ def _original(value: str) -> tuple[str, str] | None:
         points = [int(found[1], 16) for found in _EMBEDDED.finditer(text)]
         if all(point <= 0x10FFFF for point in points):
             plain = _EMBEDDED.sub(lambda found: chr(int(found[1], 16)), text)
-    return None if plain is None or _UNFIT.search(plain) else (kind, plain)
+    return None if plain is None or UNFIT.search(plain) else (kind, plain)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Final, NewType
 
-from relay.mail.address import DOMAIN_OCTETS, Mailbox, is_address_literal, is_domain
+from relay.mail.address import Mailbox, is_address_literal, is_domain
+from relay.mail.domain import DOMAIN_OCTETS
 from relay.mail.envelope import QueueId
 
 Origin = NewType("Origin", str)
@@ -56,14 +57,19 @@ def received(
 ) -> bytes:
     """The Received header in wire form, final CR LF included.
 
-    ``protocol``: SMTP, ESMTP, ESMTPS, ESMTPA or ESMTPSA (RFC 3848). ``recipient``: the only recipient, None when there
+    ``protocol``: SMTP, ESMTP, ESMTPS, ESMTPA or ESMTPSA (RFC 3848), or with UTF8 (``utf8_protocol``). ``recipient``: the only recipient, None when there
     are several (naming them would tell each about the others: RFC 5321 §7.2). ``date``: from ``date``.
     """
     if recipient is None:
         return f"Received: {origin}\r\n\tby {hostname} with {protocol} id {queue_id};\r\n\t{date}\r\n".encode("ascii")
     return (
         f"Received: {origin}\r\n\tby {hostname} with {protocol} id {queue_id}\r\n\tfor <{recipient}>; {date}\r\n"
-    ).encode("ascii")
+    ).encode()
+
+
+def utf8_protocol(protocol: str) -> str:
+    """What ``with`` says of a message that came with SMTPUTF8 (RFC 6531 §4.3): UTF8SMTP, UTF8SMTPS, …"""
+    return f"UTF8{protocol.removeprefix('E')}"
 
 
 def date(now: float, offset: int = 0) -> str:

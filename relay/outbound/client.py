@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from relay.mail.answer import Answer, Stage
 from relay.mail.terms import PLAIN
 from relay.outbound.attempt import Attempt
+from relay.outbound.fitting import Fitted, fitted, words_of
 
 if TYPE_CHECKING:
     from relay.outbound.lane import Lane
@@ -110,6 +111,13 @@ class Connection(asyncio.Protocol):
 
     def start(self, attempt: Attempt, now: float) -> None:
         """Send the envelope; the rest follows from the replies."""
+        capabilities = self.capabilities
+        if attempt.terms is not PLAIN:
+            fit = self._fit(attempt)
+            if isinstance(fit, Answer):
+                asyncio.get_running_loop().call_soon(self._refuse, attempt, fit)
+                return
+            attempt = fit
         self.attempt = attempt
         self.uses += 1
         self._unanswered = True
@@ -118,7 +126,6 @@ class Connection(asyncio.Protocol):
         self._next = 0
         self._answers = [None] * len(attempt.recipients)
         self.deadline = now + self.lane.command_timeout_s
-        capabilities = self.capabilities
         if self._brief and len(attempt.recipients) == 1 and attempt.terms is PLAIN and not self._reset:
             size = f" SIZE={attempt.content.size}" if capabilities.size_extension else ""
             body = " BODY=8BITMIME" if capabilities.eight_bit and attempt.body_8bit else ""
@@ -135,8 +142,8 @@ class Connection(asyncio.Protocol):
             mail += f" SIZE={attempt.content.size}"
         if capabilities.eight_bit and attempt.body_8bit:
             mail += " BODY=8BITMIME"
-        steps = [(Stage.MAIL, f"{mail}\r\n".encode("ascii"))]
-        steps += [(Stage.RCPT, f"RCPT TO:<{recipient}>\r\n".encode("ascii")) for recipient in attempt.recipients]
+        steps = [(Stage.MAIL, f"{mail}\r\n".encode())]
+        steps += [(Stage.RCPT, f"RCPT TO:<{recipient}>\r\n".encode()) for recipient in attempt.recipients]
         if attempt.terms is not PLAIN:
             steps = self._on_terms(attempt, steps)
         steps.append((Stage.DATA, b"DATA\r\n"))
@@ -149,13 +156,21 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.write(steps[0][1])
 
+    def _fit(self, attempt: Attempt) -> Attempt | Answer:
+        try:
+            return fitted(attempt, self.capabilities)
+        except OSError as error:
+            return Answer(Stage.DATA, 0, "", f"message body cannot be read: {error.strerror or error}")
+
+    def _refuse(self, attempt: Attempt, answer: Answer) -> None:
+        """The next hop cannot have this message at all; the connection is free again."""
+        attempt.done([answer] * len(attempt.recipients), self.lane.name)
+        self.lane.released(self)
+
     def _on_terms(self, attempt: Attempt, steps: list[tuple[Stage, bytes]]) -> list[tuple[Stage, bytes]]:
-        """MAIL and RCPT with what the client said about reports, where the next hop knows DSN (RFC 3461 §5.2.1)."""
+        """MAIL and RCPT with what the client said, as far as the next hop knows it (RFC 3461 §5.2.1, RFC 6531 §3.4)."""
         attempt.told = self.capabilities.dsn
-        if not attempt.told:
-            return steps
-        terms = attempt.terms
-        words = [terms.report_words, *[terms.of(number).words for number in range(len(attempt.recipients))]]
+        words = words_of(attempt.terms, self.capabilities, len(attempt.recipients))
         return [
             (stage, b"%b %b\r\n" % (line[:-2], said.encode()) if said else line)
             for (stage, line), said in zip(steps, words, strict=True)
@@ -274,7 +289,7 @@ class Connection(asyncio.Protocol):
         self.deadline = float("inf")
         self.lane.forget(self)
         if attempt is not None:
-            self.lane.again(attempt)
+            self.lane.again(attempt.original if isinstance(attempt, Fitted) else attempt)
 
     def _go_on(self) -> bool:
         """The next command, when the next hop takes one at a time; or the end when there is no point in it."""

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from relay.mail.address import AddressFault, Mailbox, parse_mailbox
+from relay.mail.address import AddressFault, Mailbox, parse_utf8_mailbox
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.terms import PLAIN, RecipientTerms, Terms, some
 from relay.queue.bodies import file_name
@@ -146,8 +146,8 @@ def _seconds(value: object) -> float:
 
 
 def _mailbox(value: object) -> Mailbox:
-    text = _text(value)
-    if parse_mailbox(text) in {AddressFault.SYNTAX, AddressFault.NON_ASCII, AddressFault.TOO_LONG}:
+    text = value if isinstance(value, str) else ""
+    if parse_utf8_mailbox(text) in {AddressFault.SYNTAX, AddressFault.NON_ASCII, AddressFault.TOO_LONG}:
         raise Unreadable("an address is none")
     return Mailbox(text)
 

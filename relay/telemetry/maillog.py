@@ -1,8 +1,8 @@
 """Owns: what the mail log says, one function per event, in two forms: Postfix's lines and JSON objects.
 
-Lines cannot be forged: every line is checked to be printable ASCII as a whole, and what strangers choose (HELO name,
-next hop's text, quoted local parts) loses the characters that delimit fields. Must not decide anything, nor write:
-``telemetry.logs`` does. The form of each event stands in ``docs/log.md``, which is tested against this module.
+Lines cannot be forged: every line is checked to be printable as a whole (ASCII but for addresses in UTF-8), and what
+strangers choose (HELO name, next hop's text, quoted local parts) loses the characters that delimit fields. Must not
+decide anything, nor write: ``telemetry.logs`` does. The form of each event stands in ``docs/log.md``, which is tested against this module.
 """
 
 from __future__ import annotations
@@ -379,7 +379,8 @@ class MailLog:
         line = start + text
         # The last guard against forged lines: whatever came in by whichever field.
         if not (line.isascii() and line.isprintable()) or len(line) > LINE_OCTETS:
-            line = printable(line, LINE_OCTETS)
+            line = "".join(c if c.isprintable() else "?" for c in line[:LINE_OCTETS])
+            line = line.encode(errors="replace")[:LINE_OCTETS].decode(errors="ignore")
         self._write(line)
 
     def _object(self, event: str, level: Level = Level.INFO, **fields: Value | Sequence[str]) -> None:

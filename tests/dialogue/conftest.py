@@ -74,3 +74,9 @@ def wary(sites: Sites) -> Site:
 def blind(sites: Sites) -> Site:
     """No snapshot."""
     return sites.get("blind")
+
+
+@pytest.fixture
+def world(sites: Sites) -> Site:
+    """UTF-8 in addresses."""
+    return sites.get("world")

@@ -125,6 +125,14 @@ SITES: Final[Mapping[str, Mapping[str, Any]]] = {
             },
         },
     },
+    # UTF-8 in addresses: a composed and a decomposed spelling, a domain of ours in its own script.
+    "world": {
+        "recipients": ["jörg@example.com", "zoe\u0308@example.com", "user@bücher.example", "user@example.com"],
+        "restricted": ["böse@example.net Niemals"],
+        "listeners": {"mx": "mx", "submissions": "submissions"},
+        "certificate": True,
+        "config": {"domain": [{"names": ["example.com"]}, {"names": ["Bücher.example"]}]},
+    },
     "blind": {"build": False, "config": {"limits": {"errors": 5}, "domain": [{"names": ["example.com"]}, {"names": ["any.example.com"], "recipients": "any"}]}},
 }  # fmt: skip
 

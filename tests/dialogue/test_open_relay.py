@@ -17,7 +17,7 @@ DENIED = "554 5.7.1 <{}>: Relay access denied"
 FORM = "554 5.7.1 Routed addresses are not accepted"
 SYNTAX = "501 5.1.3 Bad recipient address syntax"
 NO_PATH = "501 5.5.4 Syntax error in parameters"
-NOT_ASCII = "553 5.6.7 Addresses must be ASCII"
+NOT_ASCII = "553 5.6.7 Addresses must be ASCII without SMTPUTF8"
 
 ATTEMPTS = [
     # plainly elsewhere

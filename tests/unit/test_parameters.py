@@ -35,6 +35,7 @@ TWENTY = "9" * 20
         ("BODY=8BITMIME", MailParameters(0, body_8bit=True)),
         ("body=8bitmime size=5", MailParameters(5, body_8bit=True)),
         ("SIZE=5  BODY=7BIT", MailParameters(5, body_8bit=False)),
+        ("smtputf8", MailParameters(0, False, Terms(utf8=True))),
         ("RET=full", MailParameters(0, False, Terms(ret="FULL"))),
         ("ENVID=Ab+2Bc ret=HDRS SIZE=7", MailParameters(7, False, Terms(ret="HDRS", envid="Ab+2Bc"))),
     ],
@@ -79,8 +80,9 @@ def test_what_ehlo_offers_is_understood(text: str, expected: MailParameters) -> 
         ("ENVID=x ENVID=y", BAD_ARGUMENTS),
         (f"ENVID={'x' * 101}", BAD_ARGUMENTS),
         ("NOTIFY=NEVER", BAD_PARAMETER),
+        ("SMTPUTF8=", BAD_ARGUMENTS),
+        ("SMTPUTF8=yes", BAD_ARGUMENTS),  # RFC 6531 §3.1: it takes no value
         # what was not offered (RFC 5321 §4.1.1.11)
-        ("SMTPUTF8", BAD_PARAMETER),
         ("AUTH=", BAD_ARGUMENTS),
         ("AUTH=a+4", BAD_ARGUMENTS),
         ("AUTH=<> AUTH=<>", BAD_ARGUMENTS),
