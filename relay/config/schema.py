@@ -407,6 +407,8 @@ class Delivery(Section):
     """Failed connections in a row before a next hop counts as down."""
     tls: Literal["off", "opportunistic", "verified"] = "opportunistic"
     """STARTTLS towards next hops: off; when offered, any certificate; always, with a certificate that verifies."""
+    eight_bit: Literal["pass", "convert", "refuse"] = "pass"
+    """8-bit content for a next hop without 8BITMIME: pass it as it is; convert it (breaks DKIM signatures); refuse it, 5.6.3."""
 
 
 class NextHop(Section):

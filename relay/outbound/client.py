@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from relay.mail.answer import Answer, Stage
+from relay.mail.content import Content
 from relay.mail.terms import PLAIN
 from relay.outbound.attempt import Attempt
-from relay.outbound.fitting import Fitted, fitted, words_of
+from relay.outbound.fitting import Fitted, fitted, in_seven_bits, with_content, words_of
 
 if TYPE_CHECKING:
     from relay.outbound.lane import Lane
@@ -54,6 +56,10 @@ def split_text(lines: str) -> tuple[str, str]:
     if not (lines.isascii() and lines.isprintable()):
         lines = "".join(c if " " <= c <= "~" else " " if c in "\r\n\t" else "?" for c in lines)
     return enhanced, lines
+
+
+def _unreadable(error: OSError) -> Answer:
+    return Answer(Stage.DATA, 0, "", f"message body cannot be read: {error.strerror or error}")
 
 
 class Connection(asyncio.Protocol):
@@ -112,10 +118,9 @@ class Connection(asyncio.Protocol):
     def start(self, attempt: Attempt, now: float) -> None:
         """Send the envelope; the rest follows from the replies."""
         capabilities = self.capabilities
-        if attempt.terms is not PLAIN:
+        if (attempt.terms is not PLAIN or not capabilities.eight_bit) and not isinstance(attempt, Fitted):
             fit = self._fit(attempt)
-            if isinstance(fit, Answer):
-                asyncio.get_running_loop().call_soon(self._refuse, attempt, fit)
+            if fit is None:
                 return
             attempt = fit
         self.attempt = attempt
@@ -156,11 +161,44 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.write(steps[0][1])
 
-    def _fit(self, attempt: Attempt) -> Attempt | Answer:
+    def _fit(self, attempt: Attempt) -> Attempt | None:
+        """The attempt as this next hop can take it; None when it is refused, or comes back later."""
+        loop = asyncio.get_running_loop()
+        policy = self.lane.eight_bit
         try:
-            return fitted(attempt, self.capabilities)
+            fit = fitted(attempt, self.capabilities)
+            if isinstance(fit, Answer) or self.capabilities.eight_bit or policy == "pass":
+                found: Attempt | Answer = fit
+            elif fit.content.memory is None:
+                work = partial(in_seven_bits, fit.content, may_convert=policy == "convert")
+                loop.run_in_executor(None, work).add_done_callback(partial(self._read, attempt, fit))
+                return None
+            else:
+                content = in_seven_bits(fit.content, may_convert=policy == "convert")
+                found = content if isinstance(content, Answer) else with_content(fit, content)
         except OSError as error:
-            return Answer(Stage.DATA, 0, "", f"message body cannot be read: {error.strerror or error}")
+            found = _unreadable(error)
+        if isinstance(found, Answer):
+            loop.call_soon(self._refuse, attempt, found)
+            return None
+        return found
+
+    def _read(self, attempt: Attempt, fit: Attempt, future: asyncio.Future[Content | Answer]) -> None:
+        """A body file was read in a thread; nothing was said to the next hop meanwhile."""
+        error = future.exception()
+        if error is None:
+            found = future.result()
+        elif isinstance(error, OSError):
+            found = _unreadable(error)
+        else:
+            self.lane.log.alarm("next_hop_fault", next_hop=self.lane.name, cause=repr(error))
+            found = Answer(Stage.DATA, 0, "", "local error")
+        if self.transport.is_closing():
+            self.lane.again(attempt)
+        elif isinstance(found, Answer):
+            self._refuse(attempt, found)
+        else:
+            self.start(with_content(fit, found), self.lane.now())
 
     def _refuse(self, attempt: Attempt, answer: Answer) -> None:
         """The next hop cannot have this message at all; the connection is free again."""
@@ -361,7 +399,7 @@ class Connection(asyncio.Protocol):
                     return True
                 self.transport.write(piece)
         except OSError as error:
-            self._fail(f"message body cannot be read: {error.strerror or error}")
+            self._fail(_unreadable(error).text)
             return False
         return True
 

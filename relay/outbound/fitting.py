@@ -6,13 +6,14 @@ It must not send anything, nor decide what an answer means.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from relay.mail.address import Mailbox, ascii_form
 from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
 from relay.mail.dsn import header_of
+from relay.mail.seven_bit import Unconvertible, convert, plan
 from relay.mail.terms import Terms
 from relay.outbound.attempt import Attempt
 
@@ -23,6 +24,8 @@ HEADER_OCTETS: Final = 4 * 1024 * 1024
 """Where a header ends at the latest: the upper bound of limits.header_octets."""
 
 NO_UTF8: Final = Answer(Stage.ROUTE, 553, "5.6.7", "SMTPUTF8 is needed, and the next hop does not offer it")
+
+NO_8BIT: Final = "8-bit content, and the next hop takes 7 bits only"
 
 _WIDE: Final = re.compile(r"[^\x00-\x7f]")
 
@@ -60,6 +63,46 @@ class Fitted:
         for place, answer in zip(self._places, answers, strict=True):
             every[place] = answer
         self.original.done(every, next_hop)
+
+
+class _Converted(Content):
+    """A body file read as 7 bits, converted as it is sent: it is never whole in memory. The file stays its owner's."""
+
+    __slots__ = ("_original", "_parts")
+
+    def __init__(self, original: Content, parts: frozenset[int]) -> None:
+        self._original = original
+        self._parts = parts
+        super().__init__(None, -1, sum(map(len, self.chunks())), original.path)
+
+    def chunks(self) -> Iterator[bytes]:
+        return convert(self._original.chunks(), self._parts)
+
+
+def in_seven_bits(content: Content, *, may_convert: bool) -> Content | Answer:
+    """The content for a next hop without 8BITMIME, itself when it is ASCII; or why it cannot go there (RFC 6152 §3).
+
+    Reads the whole: for a file, to be called in a thread. Raises OSError.
+    """
+    if all(piece.isascii() for piece in content.chunks()):
+        return content
+    if not may_convert:
+        return Answer(Stage.ROUTE, 554, "5.6.3", NO_8BIT)
+    try:
+        parts = plan(content.chunks())
+        if content.memory is None:
+            return _Converted(content, parts)
+        return Content.of(b"".join(convert(content.chunks(), parts)))
+    except Unconvertible as why:
+        return Answer(Stage.ROUTE, 554, "5.6.3", f"{NO_8BIT}; not converted: {why}")
+
+
+def with_content(attempt: Attempt, content: Content) -> Fitted:
+    """The attempt with another content, in 7 bits."""
+    given = attempt if isinstance(attempt, Fitted) else Fitted(attempt, attempt.sender, attempt.recipients)
+    given.content = content
+    given.body_8bit = False
+    return given
 
 
 def fitted(attempt: Attempt, capabilities: Capabilities) -> Attempt | Answer:

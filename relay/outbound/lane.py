@@ -93,6 +93,7 @@ class Lane:
         self.connect_timeout_s = delivery.connect_timeout_s
         self.command_timeout_s = delivery.command_timeout_s
         self.final_reply_timeout_s = delivery.final_reply_timeout_s
+        self.eight_bit = delivery.eight_bit
         self._reuse_s = delivery.reuse_s
         self._idle_s = delivery.idle_s if self.origin == "route" else min(delivery.idle_s, MX_IDLE_S)
         self._max_failures = delivery.failures
