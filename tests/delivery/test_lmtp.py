@@ -12,7 +12,7 @@ from tests.delivery.conftest import Bed, MakeBed, Spot
 @pytest.fixture(scope="module")
 def beds(_module_beds: MakeBed) -> dict[str, Bed]:
     return {
-        way: _module_beds(14, protocol="lmtp", delivery={"express": way == "express"}) for way in ("express", "durable")
+        way: _module_beds(15, protocol="lmtp", delivery={"express": way == "express"}) for way in ("express", "durable")
     }
 
 
@@ -60,6 +60,17 @@ def test_a_recipient_refused_before_the_message_has_no_answer_behind_it(spot: Sp
     spot.wait_for_result(sent.id, "sent", spot.to("good"))
     assert served(spot) == ["good"]
     assert len(spot.reports()) == 1
+
+
+def test_an_arrival_that_was_to_be_reported_is_a_delivery(spot: Spot) -> None:
+    """Behind LMTP there is no further server (RFC 2033 §1), so "relayed" would say too little."""
+    spot.hop.on(Step.FINAL, Say("550 5.2.2 full"), only="full@")
+    everything = "NOTIFY=SUCCESS,FAILURE"
+    spot.send((spot.to("a"), everything), spot.to("b"), (spot.to("full"), everything))
+    reports = b"".join(sorted(one.message for one in spot.reports(2)))
+    assert f"rfc822; {spot.to('a')}\r\nAction: delivered\r\nStatus: 2.0.0\r\n".encode() in reports
+    assert f"rfc822; {spot.to('full')}\r\nAction: failed\r\nStatus: 5.2.2\r\n".encode() in reports
+    assert spot.to("b").encode() not in reports
 
 
 def test_all_refused_behind_the_dot(spot: Spot, way: str) -> None:
