@@ -118,7 +118,8 @@ def play(
     lines = [f"EHLO {helo}"]
     if tls and not implicit:
         lines += ["STARTTLS", f"EHLO {helo}"]
-    lines.append(f"MAIL FROM:{_path(sender)}" + (f" SIZE={size}" if size else ""))
+    utf8 = "" if f"{sender}{''.join(recipients)}".isascii() else " SMTPUTF8"
+    lines.append(f"MAIL FROM:{_path(sender)}{f' SIZE={size}' if size else ''}{utf8}")
     lines += [f"RCPT TO:{_path(recipient)}" for recipient in recipients]
     try:
         exchanges, trusted, headers = asyncio.run(_played(config, chosen, address, lines, message))

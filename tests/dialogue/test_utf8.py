@@ -120,3 +120,17 @@ def test_ascii_mail_of_a_session_that_can_utf8_stays_what_it_is(world: Site) -> 
     [taken] = world.arrived(sender)
     assert b" with ESMTP id " in taken.message
     assert UTF8 not in taken.parameters
+
+
+def test_the_commands_that_explain_know_addresses_in_utf8(world: Site) -> None:
+    known = world.relay.command("recipient", "JÖRG@example.com")
+    assert (known.returncode, "accepted" in known.stdout) == (0, True), known
+    unknown = world.relay.command("recipient", "jürg@example.com")
+    assert "550 5.1.1 <jürg@example.com>" in unknown.stdout
+    restricted = world.relay.command("sender", "böse@example.net")
+    assert "Sender address rejected: Niemals" in restricted.stdout
+    played = world.relay.command(
+        "explain", "--client", "192.0.2.1", "--from", "ä@example.net", "--to", "jörg@example.com"
+    )
+    assert "SMTPUTF8" in played.stdout
+    assert played.returncode == 0, played
