@@ -98,6 +98,11 @@ def _inputs(config: Config) -> Iterator[Fault]:
             ("directory", "sources", index, "path"), source.path, "write the path of an existing file"
         )
 
+    for index, profile in enumerate(config.directory.ldap):
+        for key, path in (("ca_file", profile.ca_file), ("password_file", profile.password_file)):
+            if path is not None:
+                yield from _unreadable(("directory", "ldap", index, key), path, "write the path of an existing file")
+
 
 def _folders(config: Config) -> Iterator[Fault]:
     spool = config.server.spool

@@ -54,16 +54,18 @@ def parse_server(url: str) -> LdapServer:
     if (found["rest"] or "/") != "/":
         raise Invalid(f'"{url}" says more than the server', "write base, scope and filter in keys of their own")
     port = int(found["port"] or PORTS[scheme])
+    host = found["six"] or found["name"]
     if not 1 <= port <= 65535:
         raise Invalid(f"there is no port {port}", "leave the port out: 636 for ldaps, 389 for ldap")
     if scheme == "ldap" and port in _TLS_PORTS:
-        raise Invalid(f"port {port} speaks TLS from the start, ldap:// does not", f"write ldaps://…:{port}")
+        raise Invalid(f"port {port} speaks TLS from the start, ldap:// does not", f"write ldaps://{host}:{port}")
     if scheme == "ldaps" and port in {389, 3268}:
         better = 636 if port == 389 else 3269
         raise Invalid(
-            f"port {port} does not speak TLS from the start", f"write ldaps://…:{better}, or ldap:// for StartTLS"
+            f"port {port} does not speak TLS from the start",
+            f"write ldaps://{host}:{better}, or ldap://{host} for StartTLS",
         )
-    return LdapServer(url, found["six"] or found["name"], port, scheme == "ldaps")
+    return LdapServer(url, host, port, scheme == "ldaps")
 
 
 def _server(value: str) -> str:

@@ -183,7 +183,7 @@ class Connection:
         made.open(read_server_info=False)
         sock = made.socket
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each login waits 40 ms for an acknowledgement
-        self._steps.passed("TCP", f"{self.server.host} port {self.server.port} answers")
+        self._reached()
         if self.server.ldaps:
             self._note_tls(made)
         elif self.profile.insecure:
@@ -196,6 +196,10 @@ class Connection:
             if not started or not isinstance(made.socket, ssl.SSLSocket):
                 raise self._fault or self._failure(Reason.TLS, "StartTLS was refused")
             self._note_tls(made)
+
+    def _reached(self) -> None:
+        if len(self._steps.done) == 1:
+            self._steps.passed("TCP", f"{self.server.host} port {self.server.port} answers")
 
     def _note_tls(self, made: Any) -> None:
         certificate = self.certificate
@@ -220,6 +224,7 @@ class Connection:
 
         class Verifier(ldap3.Tls):  # type: ignore[misc] # ldap3 is imported late
             def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:  # noqa: FBT001, FBT002
+                owner._reached()
                 try:
                     wrapped = made.wrap_socket(
                         connection.socket, server_hostname=profile.tls_server_name or server.host
@@ -229,6 +234,7 @@ class Connection:
                     owner._fault = certificate_fault(error, server)
                     raise
                 except LdapFailure as failure:
+                    wrapped.close()
                     owner._fault = failure
                     raise
                 connection.socket = wrapped
@@ -348,7 +354,7 @@ class Connection:
                 raise decoded(result.code, result.diagnostic, self.server.url)
             if result.cookie is None:
                 raise self._failure(Reason.PAGING, "a page came without the paging control, so it may not be the last")
-            if result.cookie == cookie and not came:
+            if result.cookie and result.cookie == cookie and not came:
                 raise self._failure(Reason.PAGING, "the same empty page came twice")
             self.counted.pages += 1
             self.counted.entries += came
