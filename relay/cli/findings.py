@@ -23,6 +23,8 @@ from relay.directory.key import read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import ACCEPT, Snapshot
 from relay.directory.sources import ending
+from relay.directory.state import read_state, state_path
+from relay.directory.weak import weaknesses
 from relay.mail.address import Mailbox, domain_of
 from relay.policy.route import RouteTable
 
@@ -50,6 +52,7 @@ def findings(config: Config, problems: list[Problem], *, offline: bool) -> list[
         *machine.spool(config),
         *machine.clock(config),
         *_snapshot(config),
+        *_directories(config),
         *_domains(config),
         *_overrides(config),
         *_routes(config),
@@ -199,6 +202,16 @@ def _overrides(config: Config) -> Iterator[Finding]:
             days = (last - today).days
             text = f"{key}{remark} ends in {days} days, on {last}"
             yield Finding(Grade.WARNING, "overrides", text, f"give it another day in {place}, or let it go")
+
+
+def _directories(config: Config) -> Iterator[Finding]:
+    for name, server, what in weaknesses(config):
+        hint = "use ldaps://, a ca_file or a pin, and an account; relay directory test tries it"
+        yield Finding(Grade.WARNING, f"directory {name}", f"{server}: {what}", hint)
+    if config.directory.ldap:
+        state = read_state(state_path(config.snapshot_path))
+        if state.reason:
+            yield Finding(Grade.WARNING, "directory", f"the last reading was not taken: {state.why}", state.cure)
 
 
 def _domains(config: Config) -> Iterator[Finding]:

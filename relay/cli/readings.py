@@ -28,6 +28,7 @@ from relay.directory.reading import Look, look
 from relay.directory.snapshot import inspect
 from relay.directory.state import read_state, state_path, write_state
 from relay.directory.sync import Outcome, Purpose
+from relay.directory.weak import weaknesses
 
 EXIT_GUARDED: Final = 3
 """The directory was read, and a guard holds the result back."""
@@ -227,26 +228,6 @@ def audit(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
             typer.echo(f"{len(loaded.directory.ldap)} directories, all of them verified")
     if found:
         raise typer.Exit(EXIT_FAILED)
-
-
-def weaknesses(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Directory, server, and what is wrong with how it is asked."""
-    for profile in config.directory.ldap:
-        for server in profile.targets():
-            if profile.insecure and not server.ldaps:
-                yield (
-                    profile.name,
-                    server.url,
-                    "in clear: password and addresses can be read on the way (insecure = true)",
-                )
-            elif not profile.verify:
-                yield (
-                    profile.name,
-                    server.url,
-                    "any certificate is taken: anyone on the way can pose as it (verify = false)",
-                )
-        if not profile.bind and profile.preset in {"active-directory", "exchange"}:
-            yield profile.name, profile.servers[0], "asked as nobody: Active Directory answers only who logs in (bind)"
 
 
 def remembered(config: Config, now: float) -> dict[str, Any]:

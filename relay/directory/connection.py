@@ -229,10 +229,11 @@ class Connection:
                     wrapped = made.wrap_socket(
                         connection.socket, server_hostname=profile.tls_server_name or server.host
                     )
-                    owner.certificate = shown(wrapped, profile, server)
                 except ssl.SSLError as error:
                     owner._fault = certificate_fault(error, server)
                     raise
+                try:
+                    owner.certificate = shown(wrapped, profile, server)
                 except LdapFailure as failure:
                     wrapped.close()
                     owner._fault = failure

@@ -108,6 +108,18 @@ SNAPSHOT_BYTES: Final = Family("relay_snapshot_bytes", "gauge", "Size of the sna
 SNAPSHOT_GENERATION: Final = Family("relay_snapshot_generation", "gauge", "Generation of the snapshot file")
 SNAPSHOT_ADDRESSES: Final = Family("relay_snapshot_addresses", "gauge", "Valid addresses in the snapshot")
 SNAPSHOT_RESTRICTED: Final = Family("relay_snapshot_restricted_senders", "gauge", "Restricted senders in the snapshot")
+DIRECTORY_AGE: Final = Family(
+    "relay_directory_success_age_seconds", "gauge", "Time since the directories were last read and taken"
+)
+DIRECTORY_DURATION: Final = Family("relay_directory_read_seconds", "gauge", "How long the last reading taken took")
+DIRECTORY_READ: Final = Family("relay_directory_readings", "counter", "Readings taken")
+DIRECTORY_FAILED: Final = Family("relay_directory_refused_readings", "counter", "Readings not taken", ("reason",))
+DIRECTORY_CERTIFICATE: Final = Family(
+    "relay_directory_certificate_seconds", "gauge", "Time until the server's certificate ends", ("directory",)
+)
+DIRECTORY_WEAK: Final = Family(
+    "relay_directory_insecure", "gauge", "1 when a directory is asked in clear, unverified or as nobody", ("directory",)
+)
 PROCESS_CPU: Final = Family("relay_process_cpu_seconds", "counter", "CPU time of living members", ("member",))
 PROCESS_MEMORY: Final = Family("relay_process_resident_bytes", "gauge", "Resident memory of members", ("member",))
 FILES_UNREADABLE: Final = Family("relay_metrics_files_unreadable", "gauge", "Value files left out of this page")
@@ -129,6 +141,12 @@ SCRAPED: Final = (
     SNAPSHOT_GENERATION,
     SNAPSHOT_ADDRESSES,
     SNAPSHOT_RESTRICTED,
+    DIRECTORY_AGE,
+    DIRECTORY_DURATION,
+    DIRECTORY_READ,
+    DIRECTORY_FAILED,
+    DIRECTORY_CERTIFICATE,
+    DIRECTORY_WEAK,
     PROCESS_CPU,
     PROCESS_MEMORY,
     FILES_UNREADABLE,

@@ -22,6 +22,8 @@ import relay
 from relay.config.schema import Config
 from relay.directory.layout import Header, SnapshotError
 from relay.directory.snapshot import inspect
+from relay.directory.state import State, read_state, state_path
+from relay.directory.weak import weaknesses
 from relay.queue.store import QueueError, Stats
 from relay.queue.view import Figures as QueueFigures
 from relay.telemetry import catalogue
@@ -58,6 +60,10 @@ class Figures:
     queue_problem: str
     snapshot: Header | None
     snapshot_problem: str
+    directory: State
+    """How readings of directories went; empty while there was none."""
+    insecure: Mapping[tuple[str, ...], float]
+    """Directory → 1 when it is asked in a way that should not last."""
     spool_free: int | None
     """Octets free for the relay's users."""
     spool_problem: str
@@ -95,6 +101,8 @@ class Probe:
             queue_problem,
             snapshot,
             snapshot_problem,
+            read_state(state_path(config.snapshot_path)) if config.directory.ldap else State(),
+            _insecure(config),
             free,
             spool_problem,
             tuple(_processes(self._supervisor)),
@@ -182,6 +190,7 @@ class _Page(Collector):
         yield _gauge(catalogue.FILES_UNREADABLE, figures.files_unreadable)
         yield from _queue(figures)
         yield from _snapshot(figures)
+        yield from _directory(figures)
         if figures.spool_free is not None:
             yield _gauge(catalogue.SPOOL_FREE, figures.spool_free)
         cpu: defaultdict[tuple[str, ...], float] = defaultdict(float)
@@ -220,6 +229,36 @@ def _snapshot(figures: Figures) -> Iterator[Metric]:
         yield _gauge(catalogue.SNAPSHOT_GENERATION, header.generation)
         yield _gauge(catalogue.SNAPSHOT_ADDRESSES, header.addresses)
         yield _gauge(catalogue.SNAPSHOT_RESTRICTED, header.restricted)
+
+
+def _insecure(config: Config) -> dict[tuple[str, ...], float]:
+    weak = {name for name, _, _ in weaknesses(config)}
+    return {(profile.name,): float(profile.name in weak) for profile in config.directory.ldap}
+
+
+def _directory(figures: Figures) -> Iterator[Metric]:
+    state = figures.directory
+    ends: dict[tuple[str, ...], float] = {
+        (name,): float(reading["certificate_expires"]) - figures.taken
+        for name, reading in state.profiles.items()
+        if reading.get("certificate_expires")
+    }
+    once = bool(state.succeeded)
+    age: dict[tuple[str, ...], float] = {(): max(0.0, figures.taken - state.succeeded)} if once else {}
+    took: dict[tuple[str, ...], float] = {(): state.seconds} if once else {}
+    yield _gauge(catalogue.DIRECTORY_AGE, age)
+    yield _gauge(catalogue.DIRECTORY_DURATION, took)
+    yield _counter(catalogue.DIRECTORY_READ, {(): state.successes})
+    yield _counter(catalogue.DIRECTORY_FAILED, {(reason,): count for reason, count in state.failures.items()})
+    yield _gauge(catalogue.DIRECTORY_CERTIFICATE, ends)
+    yield _gauge(catalogue.DIRECTORY_WEAK, figures.insecure)
+
+
+def _counter(family: Family, values: Mapping[tuple[str, ...], float]) -> Metric:
+    metric = CounterMetricFamily(family.name, family.text, labels=family.labels)
+    for labels, value in values.items():
+        metric.add_metric(labels, value)
+    return metric
 
 
 def _gauge(family: Family, values: float | Mapping[tuple[str, ...], float]) -> Metric:

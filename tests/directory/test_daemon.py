@@ -162,3 +162,18 @@ def test_a_directory_that_is_back_is_read_without_help(relay: RelayRunner, serve
     server.start()
     before = len(relay.grep("directory_read "))
     relay.wait_for_log("directory_read ", before + 1, 60)
+
+
+def test_metrics_say_how_readings_go_and_the_check_what_is_weak(relay: RelayRunner) -> None:
+    relay.wait_for_metric("relay_directory_readings_total", 1)
+    assert relay.metric("relay_directory_refused_readings_total", reason="refused") >= 1
+    assert relay.metric("relay_directory_insecure", directory="openldap") == 0
+    assert relay.metric("relay_directory_certificate_seconds", directory="openldap") > 86400
+    assert relay.metric("relay_directory_success_age_seconds") < 3600
+    relay.configure(
+        {"directory": {"ldap": [{**relay.config["directory"]["ldap"][0], "ca_file": None, "verify": False}]}}
+    )
+    relay.config["directory"]["ldap"][0].pop("ca_file")
+    relay.configure({})
+    checked = relay.command("check")
+    assert "any certificate is taken" in checked.stdout + checked.stderr
