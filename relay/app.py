@@ -45,16 +45,20 @@ def hub(child: Child) -> int:
 
 
 def load_hub(config: Config) -> None:
-    """Import what checks logins, and ldap3 where the hub's user could not do it later; else only the process that reads a directory pays for it."""
-    if config.directory.ldap and not _open_to_all("ldap3"):
+    """Import what checks logins, and ldap3 where the hub's user could not do it later; else only the process that reads a
+    directory pays for it.
+    """
+    if config.directory.ldap and not all(map(_open_to_all, ("ldap3", "pyasn1", "pprint"))):  # the last: Python's own
         connection.preload()
     hub_server.load(config)
 
 
 def _open_to_all(package: str) -> bool:
     spec = importlib.util.find_spec(package)
-    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
-    return all(os.stat(one).st_mode & stat.S_IXOTH for one in (folder, *folder.parents))
+    file = Path(spec.origin) if spec is not None and spec.origin is not None else Path()
+    return os.stat(file).st_mode & stat.S_IROTH != 0 and all(
+        os.stat(one).st_mode & stat.S_IXOTH for one in file.parents
+    )
 
 
 def load_web(_: Config) -> None:

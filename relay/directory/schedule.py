@@ -26,6 +26,9 @@ RETRY_S: Final = 30.0
 """After a first failure; doubles up to ``sync_s``. A directory that restarts is back by then, one that is down is not asked
 more often for it."""
 
+LAST_WORDS_S: Final = 0.5
+"""A reading that has closed its pipe without an outcome ends by itself within this, or is killed."""
+
 Told = Callable[[Outcome], None]
 
 
@@ -101,8 +104,16 @@ class Schedule:
         reader = self._reader
         if reader is not None and not reader.hear():
             self._loop.remove_reader(reader.words)
+            if reader.outcome is not None:
+                self._reap(config)
+            else:  # it is about to end, and its last words are on their way to the log
+                self._loop.call_later(LAST_WORDS_S, self._reap, config)
+
+    def _reap(self, config: Config) -> None:
+        reader = self._reader
+        if reader is not None:
             if reader.outcome is None:
-                reader.kill()  # it closed its words or said too much: reaping must not wait
+                reader.kill()  # had it only closed its words, reaping would wait
             self._finish(config, ended(reader, config, time.time()))
 
     def _overdue(self, config: Config) -> None:

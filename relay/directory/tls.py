@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
+import calendar
 import ssl
 from dataclasses import dataclass
 from hashlib import sha256
@@ -67,9 +67,12 @@ def describe(der: bytes) -> PeerCertificate:
     kind, start, stop = header(der, inner)
     _, _, at = header(der, at)  # subject
     _, _, end = header(der, at)
-    text = der[start:stop].decode("ascii")
-    ends = dt.datetime.strptime(text, "%y%m%d%H%M%SZ" if kind == 0x17 else "%Y%m%d%H%M%SZ").replace(tzinfo=dt.UTC)
-    return PeerCertificate("sha256:" + base64.b64encode(sha256(der[at:end]).digest()).decode(), ends.timestamp())
+    text = der[start:stop].decode("ascii").removesuffix("Z")
+    if kind == 0x17:  # UTCTime: RFC 5280 §4.1.2.5.1
+        text = ("19" if text >= "50" else "20") + text
+    # By hand: strptime imports, which is too late where the process has changed its user.
+    ends = calendar.timegm((int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2))))
+    return PeerCertificate("sha256:" + base64.b64encode(sha256(der[at:end]).digest()).decode(), float(ends))
 
 
 def certificate_fault(error: ssl.SSLError, server: LdapServer) -> LdapFailure:
