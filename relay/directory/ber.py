@@ -102,7 +102,12 @@ def entry(found: Message) -> Entry:
         end = stop
         while at < end:
             # PartialAttribute ::= SEQUENCE { type OCTET STRING, vals SET OF OCTET STRING }
-            tag, at, stop = header(data, at)
+            tag, length = data[at], data[at + 1]
+            at += 2
+            if length >= 0x80:
+                _, at, stop = header(data, at - 2)
+            else:
+                stop = at + length
             if tag != 0x30 or stop > end or data[at] != 4:
                 raise Garbled("an attribute is broken")
             length = data[at + 1]
@@ -110,7 +115,13 @@ def entry(found: Message) -> Entry:
             if length >= 0x80:
                 raise Garbled("an attribute's name is longer than a name can be")
             kind = str(data[at : at + length], "ascii", "backslashreplace").lower()
-            tag, at, last = header(data, at + length)
+            at += length
+            tag, length = data[at], data[at + 1]
+            if length >= 0x80:
+                _, at, last = header(data, at)
+            else:
+                at += 2
+                last = at + length
             if tag != 0x31 or last > stop:
                 raise Garbled("an attribute has no values")
             values: list[bytes] = []

@@ -14,9 +14,8 @@ from itertools import islice
 from typing import Any, Final
 
 from relay.directory.failure import Reason
-from relay.directory.snapshot import ACCEPT, NEEDS_AUTH, RESTRICTED, Snapshot
+from relay.directory.snapshot import ACCEPT, NEEDS_AUTH, RESTRICTED, Entry, Snapshot
 from relay.directory.sources import Collection
-from relay.mail.address import domain_of
 
 NAMED: Final = 1000
 """Addresses of a difference kept by name."""
@@ -84,18 +83,16 @@ def counts(collection: Collection) -> dict[str, int]:
     """How many addresses there are of each kind: kept in the snapshot, for the next comparison."""
     found: Counter[str] = Counter()
     records = collection.records
-    for address, number in collection.addresses.items():
+    for number, times in Counter(collection.addresses.values()).items():
         record = records[number]
-        flags = record.flags
-        if flags & ACCEPT:
-            found[RECIPIENTS] += 1
-            found[_of(domain_of(address))] += 1
-        if flags & RESTRICTED:
-            found[SENDERS] += 1
-        if flags & NEEDS_AUTH:
-            found[INTERNAL] += 1
+        for flag, what in ((ACCEPT, RECIPIENTS), (RESTRICTED, SENDERS), (NEEDS_AUTH, INTERNAL)):
+            if record.flags & flag:
+                found[what] += times
         if record.size_limit:
-            found[LIMITED] += 1
+            found[LIMITED] += times
+    taken = {number for number, record in enumerate(records) if record.flags & ACCEPT}
+    domains = Counter(a.rpartition("@")[2] for a, number in collection.addresses.items() if number in taken)
+    found.update({_of(domain): times for domain, times in domains.items()})
     return dict(found)
 
 
@@ -107,7 +104,8 @@ def difference(old: Snapshot | None, collection: Collection) -> Difference:
         found.added_names = list(islice(collection.addresses, NAMED))
         return found
     kept: Counter[str] = Counter()
-    stayed = 0
+    kept_in: Counter[str] = Counter()
+    pairs: dict[tuple[int, int], list[int]] = {}  # old and new record: how often they meet, and whether they differ
     records = collection.records
     for address, number in collection.addresses.items():
         before, now = old.entry(address), records[number]
@@ -116,22 +114,22 @@ def difference(old: Snapshot | None, collection: Collection) -> Difference:
             if len(found.added_names) < NAMED:
                 found.added_names.append(address)
             continue
-        stayed += 1
-        both = before.flags & now.flags
-        if both & ACCEPT:
-            kept[RECIPIENTS] += 1
-            kept[_of(domain_of(address))] += 1
-        if both & RESTRICTED:
-            kept[SENDERS] += 1
-        if both & NEEDS_AUTH:
-            kept[INTERNAL] += 1
-        if before.size_limit and now.size_limit:
-            kept[LIMITED] += 1
-        if before != now:
+        pair = pairs.get((id(before), number))
+        if pair is None:
+            pair = pairs[id(before), number] = [0, before.flags & now.flags, before != now, _limits(before, now)]
+        pair[0] += 1
+        if pair[1] & ACCEPT:
+            kept_in[address.rpartition("@")[2]] += 1
+        if pair[2]:
             found.changed += 1
             if len(found.changed_names) < NAMED:
                 found.changed_names.append(address)
-    found.removed = old.addresses - stayed
+    for times, both, _, limited in pairs.values():
+        for flag, what in ((ACCEPT, RECIPIENTS), (RESTRICTED, SENDERS), (NEEDS_AUTH, INTERNAL)):
+            kept[what] += times if both & flag else 0
+        kept[LIMITED] += times * limited
+    kept.update({_of(domain): times for domain, times in kept_in.items()})
+    found.removed = old.addresses - sum(times for times, *_ in pairs.values())
     stated = old.origin.get("counts")
     # One built by an older version has no counts but these.
     before_counts = stated if isinstance(stated, dict) else {RECIPIENTS: old.recipients, SENDERS: old.restricted}
@@ -141,6 +139,10 @@ def difference(old: Snapshot | None, collection: Collection) -> Difference:
         if isinstance(of, int) and of > kept[what]
     ]
     return found
+
+
+def _limits(before: Entry, now: Entry) -> bool:
+    return bool(before.size_limit and now.size_limit)
 
 
 def judge(

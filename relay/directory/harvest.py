@@ -14,10 +14,11 @@ from relay.config.ldap import LdapProfile
 from relay.directory.presets import EXCHANGE_OWN, Plan
 from relay.directory.snapshot import ACCEPT, EXACT, NEEDS_AUTH, RESTRICTED, Entry, exact_key
 from relay.directory.sources import Collection, Ours, Skip, Tally
-from relay.mail.address import AddressFault, domain_of, parse_mailbox, unquoted
+from relay.mail.address import PLAIN_MAILBOX, AddressFault, Mailbox, parse_mailbox, unquoted
 from relay.mail.reply import OperatorText, operator_text
 
 _PREFIX: Final = re.compile(r"([A-Za-z][A-Za-z0-9-]*):")
+_PLAIN: Final = re.compile(PLAIN_MAILBOX).fullmatch
 _LIST: Final = re.compile(r"[,;]\s*")
 _DISABLED: Final = 2  # userAccountControl, ADS_UF_ACCOUNTDISABLE
 _USER_MAILBOX: Final = {"", "1", "2", "8", "128", "2147483648", "8589934592"}
@@ -164,20 +165,24 @@ class Harvest:
                     self._tally.skip(Skip.OTHER_KIND)
 
     def _add(self, address: str, entry: Entry) -> None:
-        mailbox = parse_mailbox(address)
-        if isinstance(mailbox, AddressFault) or "@" not in mailbox:
-            self._tally.skip(Skip.SYNTAX)
-            return
-        if entry.flags & ACCEPT and domain_of(mailbox) not in self._ours:
+        if _PLAIN(address) is not None:  # what parse_mailbox takes unchanged, nearly all there are
+            mailbox = Mailbox(address)
+        else:
+            parsed = parse_mailbox(address)
+            if isinstance(parsed, AddressFault) or "@" not in parsed:
+                self._tally.skip(Skip.SYNTAX)
+                return
+            mailbox = unquoted(parsed)
+        domain = mailbox.rpartition("@")[2].lower()
+        if entry.flags & ACCEPT and domain not in self._ours:
             if not entry.flags & RESTRICTED:
                 self._tally.skip(Skip.FOREIGN)
                 return
             entry = replace(entry, flags=entry.flags & ~ACCEPT)
         if not entry.flags & (ACCEPT | RESTRICTED):
             return
-        mailbox = unquoted(mailbox)
         self._collection.add(mailbox, entry)
-        if self._sensitive and entry.flags & ACCEPT and domain_of(mailbox) in self._sensitive:
+        if self._sensitive and entry.flags & ACCEPT and domain in self._sensitive:
             self._collection.add(exact_key(mailbox), Entry(EXACT))
         self.used += 1
 

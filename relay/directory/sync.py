@@ -74,6 +74,7 @@ def synchronise(
     readings: list[Reading] = []
     found, refused = Difference(), None
     collection, tally = Collection(), Tally()
+    numbers: dict[str, int] = {}
     generation = 0
     try:
         with only_build(config, key) as place:
@@ -85,6 +86,7 @@ def synchronise(
                 collection = _read(config, passwords, tally, readings, progress, now)
                 old = _in_place(place)
                 found = difference(old, collection)
+                numbers = counts(collection)
                 directory = config.directory
                 refused = judge(
                     found, collection, directory.canaries, directory.restricted_canaries,
@@ -93,7 +95,7 @@ def synchronise(
                 if refused is not None:
                     raise _Refusal(refused)
                 if purpose is not Purpose.DRY_RUN:
-                    generation = _put(config, place, collection, tally, found, old, now)
+                    generation = _put(config, place, collection, tally, found, old, now, numbers)
                     profiles = {reading.profile: asdict(reading) for reading in readings}
                     state = state.taken(now, time.monotonic() - began, profiles)
                     write_state(path, state, place.owner, place.group)
@@ -109,7 +111,7 @@ def synchronise(
     else:
         reason = why = cure = ""
     return Outcome(
-        reason, why, cure, generation, time.monotonic() - began, counts(collection), dict(tally.skipped),
+        reason, why, cure, generation, time.monotonic() - began, numbers, dict(tally.skipped),
         tuple(tally.examples), tuple(asdict(reading) for reading in readings), asdict(found),
         unchanged=found.none,
     )  # fmt: skip
@@ -173,10 +175,11 @@ def _put(
     found: Difference,
     old: Snapshot | None,
     now: float,
+    numbers: dict[str, int],
 ) -> int:
     said = origin(config)
     said["directories"] = [profile.name for profile in config.directory.ldap]
-    said["counts"] = counts(collection)
+    said["counts"] = numbers
     unchanged = old is not None and found.none
     if old is not None and not unchanged:
         history.keep(place, old.generation, config.directory.history)
