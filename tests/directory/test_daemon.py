@@ -49,6 +49,7 @@ def relay(folder: Path, server: Slapd) -> Iterator[RelayRunner]:
         "route": [{"domains": ["*"], "next_hops": [hop.route]}],
         "directory": {"sources": None, "ldap": [server.profile(answer_timeout_s=2.0)], "sync_s": 1.0},
         "server": {"workers": 2},
+        "senders": {"own_domains": "off"},  # the senders here are our own, from outside
         # As root, with users that may enter neither the interpreter's folders nor each other's files.
         "process": {"user": "daemon", "hub_user": "nobody"} if os.geteuid() == 0 else {},
     }
