@@ -18,13 +18,15 @@ from aiosmtplib import SMTP, SMTPException
 from relay.config.schema import Config
 from relay.control import HopSecret
 from relay.mail.answer import Answer, Stage
-from relay.outbound.client import Capabilities, split_text
+from relay.outbound.client import Capabilities, Connection, split_text
 from relay.outbound.connect import ConnectFailed, open_client
 from relay.outbound.lane import Lane
 from relay.outbound.peer import NO_SECRETS
 from relay.policy.route import NextHop
 from relay.telemetry.maillog import MailLog
 
+CLOSE_S: Final = 1.0
+"""A next hop that does not close its side after QUIT is left by then."""
 TRY_S: Final = 10.0
 """Longest wait for each step with a next hop; the whole of one is given twice as long. An operator waits for the answer."""
 AT_ONCE: Final = 8
@@ -140,8 +142,30 @@ async def _try(next_hop: NextHop, config: Config, seconds: float, secrets: Mappi
     tls_failed = any("next_hop_tls_failed" in line for line in notes.lines)
     if isinstance(opened, Answer):
         return Tried(next_hop, None, opened, tls_failed)
-    opened.quit()
+    await _leave(opened)
     return Tried(next_hop, opened.capabilities, None, tls_failed)
+
+
+async def _leave(opened: Connection) -> None:
+    """Say QUIT and see the connection closed: the event loop of a command ends right after."""
+    gone = _Gone()
+    opened.quit()
+    opened.transport.set_protocol(gone)
+    try:
+        await asyncio.wait_for(gone.over.wait(), CLOSE_S)
+    except TimeoutError:
+        opened.transport.abort()
+        await asyncio.sleep(0)
+
+
+class _Gone(asyncio.Protocol):
+    """Notices that a connection is over."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.over.set()
 
 
 class _Notes:
