@@ -39,6 +39,9 @@ unit: venv ## the fast tests only
 bench: install ## the table against Postfix (root; some ten minutes); the table is all that goes to standard output
 	@$(PY) bench/run.py
 
+bench-directory: install ## full synchronisations of a directory of 10,000 and 100,000 entries
+	@$(PY) bench/directory.py
+
 bench-%: install ## one part of it: bench-compare, -attack, -idle, -memory, -start, -fsync
 	@$(PY) bench/run.py --part $*
 

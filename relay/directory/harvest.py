@@ -19,6 +19,9 @@ from relay.mail.reply import OperatorText, operator_text
 
 _PREFIX: Final = re.compile(r"([A-Za-z][A-Za-z0-9-]*):")
 _PLAIN: Final = re.compile(PLAIN_MAILBOX).fullmatch
+_SMTP: Final = frozenset((b"smtp:", b"SMTP:"))
+_X400: Final = frozenset((b"X400:", b"x400:", b"X500:", b"x500:"))
+_SIP: Final = frozenset((b"SIP:", b"sip:", b"EUM:", b"eum:"))
 _LIST: Final = re.compile(r"[,;]\s*")
 _DISABLED: Final = 2  # userAccountControl, ADS_UF_ACCOUNTDISABLE
 _USER_MAILBOX: Final = {"", "1", "2", "8", "128", "2147483648", "8589934592"}
@@ -93,8 +96,29 @@ class Harvest:
         """Take what one entry says."""
         self.entries += 1
         entry = self._entry(dn, attributes)
-        for address in self._addresses(attributes):
-            self._add(address, entry)
+        if not entry.flags & (ACCEPT | RESTRICTED):
+            return
+        # Nearly all values are plain addresses of ours, or of a kind that is none: they take the short way.
+        plain: list[str] = []
+        others = 0
+        short = entry.flags & ACCEPT and not self._sensitive
+        for name in self._plan.addresses:
+            for raw in attributes.get(name, ()):
+                if raw[:5] in _SMTP and short:
+                    address = raw[5:].decode("utf-8", "replace").lower()
+                    if _PLAIN(address) is not None and address.rpartition("@")[2] in self._ours:
+                        plain.append(address)
+                        continue
+                elif raw[:5] in _X400 or raw[:4] in _SIP:
+                    others += 1
+                    continue
+                for text in self._addresses(raw):
+                    self._add(text, entry)
+        if plain:
+            self._collection.add_all(plain, entry)
+            self.used += len(plain)
+        if others:
+            self._tally.skipped[Skip.OTHER_KIND] += others
 
     def _entry(self, dn: str, attributes: Mapping[str, list[bytes]]) -> Entry:
         """What all addresses of the entry have in common: whoever may not send by one may not by another (row S2)."""
@@ -148,21 +172,19 @@ class Harvest:
                 return self._text if value.upper() == "TRUE" else operator_text(value)
         return None
 
-    def _addresses(self, attributes: Mapping[str, list[bytes]]) -> Iterator[str]:
-        for name in self._plan.addresses:
-            for raw in attributes.get(name, ()):
-                try:
-                    value = raw.decode("utf-8").strip()
-                except UnicodeDecodeError:
-                    self._tally.skip(Skip.ENCODING)
-                    continue
-                prefix = _PREFIX.match(value)
-                if prefix is None:
-                    yield from (_LIST.split(value) if "," in value or ";" in value else (value,))
-                elif prefix[1].lower() == "smtp":
-                    yield value[prefix.end() :].strip()
-                else:
-                    self._tally.skip(Skip.OTHER_KIND)
+    def _addresses(self, raw: bytes) -> Iterator[str]:
+        try:
+            value = raw.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            self._tally.skip(Skip.ENCODING)
+            return
+        prefix = _PREFIX.match(value)
+        if prefix is None:
+            yield from (_LIST.split(value) if "," in value or ";" in value else (value,))
+        elif prefix[1].lower() == "smtp":
+            yield value[prefix.end() :].strip()
+        else:
+            self._tally.skip(Skip.OTHER_KIND)
 
     def _add(self, address: str, entry: Entry) -> None:
         if _PLAIN(address) is not None:  # what parse_mailbox takes unchanged, nearly all there are
@@ -179,8 +201,6 @@ class Harvest:
                 self._tally.skip(Skip.FOREIGN)
                 return
             entry = replace(entry, flags=entry.flags & ~ACCEPT)
-        if not entry.flags & (ACCEPT | RESTRICTED):
-            return
         self._collection.add(mailbox, entry)
         if self._sensitive and entry.flags & ACCEPT and domain in self._sensitive:
             self._collection.add(exact_key(mailbox), Entry(EXACT))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -109,7 +109,18 @@ class Collection:
         self._put(key, entry)
         return True
 
+    def add_all(self, addresses: Iterable[str], entry: Entry) -> None:
+        """As ``add`` for several addresses in lower case that have an entry in common."""
+        known = self.addresses
+        number = self._number(entry)
+        for address in addresses:
+            if known.setdefault(address, number) != number:
+                self.add(address, entry)
+
     def _put(self, address: str, entry: Entry) -> None:
+        self.addresses[address] = self._number(entry)
+
+    def _number(self, entry: Entry) -> int:
         number = self._numbers.get(entry)
         if number is None:
             number = len(self.records)
@@ -120,7 +131,7 @@ class Collection:
                 )
             self._numbers[entry] = number
             self.records.append(entry)
-        self.addresses[address] = number
+        return number
 
     def count(self, flag: int) -> int:
         """How many addresses carry the flag."""
