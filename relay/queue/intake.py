@@ -191,11 +191,6 @@ class Intake:
         """The message, while it is here and nowhere else."""
         return self._live.get(key)
 
-    @property
-    def count(self) -> int:
-        """Live messages."""
-        return len(self._live)
-
     def finish(self, key: int) -> asyncio.Future[bool]:
         """The message is over, or in the database; the future is done when the log says so."""
         future: asyncio.Future[bool] = self._loop.create_future()
