@@ -15,6 +15,7 @@ Whatever the client does that RFC 5321 forbids is noted in ``violations``; the f
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import struct
@@ -288,13 +289,18 @@ class _Session:
     def send(self, reply: str) -> None:
         self.connection.sendall(reply.encode(errors="surrogateescape") + b"\r\n")
 
-    def act(self, step: Step, argument: str) -> str:
-        """Do what the rule for this step says; returns what it made the server say. Raises _Ended on a drop."""
+    def act(self, step: Step, argument: str, note: Callable[[str], None] | None = None) -> str:
+        """Do what the rule for this step says; returns what it made the server say. Raises _Ended on a drop.
+
+        ``note`` is told each reply before that is sent.
+        """
         rule = self.hop._rule_for(step, argument)
         said = ""
         for action in rule.actions if rule is not None else ():
             match action:
                 case Say(said):
+                    if note:
+                        note(said)
                     self.send(said)
                 case Hold(reached, released):
                     reached.set()
@@ -306,11 +312,13 @@ class _Session:
                     raise _Ended
         return said
 
-    def reply(self, step: Step, usual: str, argument: str = "") -> str:
+    def reply(self, step: Step, usual: str, argument: str = "", note: Callable[[str], None] | None = None) -> str:
         """Do what the rule for this step says, and say the usual unless it said something; returns what was said."""
-        said = self.act(step, argument)
+        said = self.act(step, argument, note)
         if said:
             return said
+        if note:
+            note(usual)
         self.send(usual)
         return usual
 
@@ -400,24 +408,33 @@ class _Session:
             usual = "554 5.5.1 No valid recipients"
         lmtp = self.hop.protocol == "lmtp"
         for served in [(one,) for one in self.recipients] if lmtp else [tuple(self.recipients)]:
-            said = ""
+            # Known before the client is: whoever has the reply finds the message noted.
+            noted: list[str] = []
+            note = functools.partial(self.over, wire, served, noted)
             try:
-                said = self.reply(Step.FINAL, usual, served[0] if lmtp else "")
+                self.reply(Step.FINAL, usual, served[0] if lmtp else "", note)
             finally:
-                self.hop._record(
-                    Transaction(
-                        self.number,
-                        self.tls,
-                        self.helo,
-                        self.sender or "",
-                        self.parameters,
-                        served,
-                        tuple(self.refused),
-                        wire,
-                        said,
-                    )
-                )
+                if not noted:
+                    note("")
         self.reset_transaction()
+
+    def over(self, wire: bytes, served: tuple[str, ...], noted: list[str], said: str) -> None:
+        """The first reply to a final dot is what the message came to."""
+        if not noted:
+            noted.append(said)
+            self.hop._record(
+                Transaction(
+                    self.number,
+                    self.tls,
+                    self.helo,
+                    self.sender or "",
+                    self.parameters,
+                    served,
+                    tuple(self.refused),
+                    wire,
+                    said,
+                )
+            )
 
     def body(self) -> bytes:
         """The wire octets up to the final dot: CR LF . CR LF and nothing else ends a message."""
