@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias, cast
 
 from relay.auth.question import FrameError, Question, Reply, Result, Step, Unpacker, question_out, reply_in
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 from relay.hub.frames import REQUEST, VERSION, Ask
 
 RECONNECT_S: Final = 0.2

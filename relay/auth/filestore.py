@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from relay.auth.secret import Secret, SecretError, read_secret, verifies
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 from relay.mail.address import AddressFault, Mailbox, is_domain, parse_mailbox, unquoted
 from relay.policy.ownership import Account, Grant
 

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from relay.auth.question import Question, Step
 from relay.auth.secret import PASSWORD_OCTETS
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 
 NAME_OCTETS: Final = 512
 """Longest login: above a mailbox (RFC 5321 §4.5.3.1: 64 + 1 + 255) and a Windows name with its domain."""

@@ -12,7 +12,7 @@ from enum import StrEnum
 from struct import Struct
 from typing import Any, Final
 
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 from relay.mail.address import Mailbox
 from relay.policy.ownership import Account, Grant
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from relay.auth import md5
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 
 PASSWORD_OCTETS: Final = 1024
 """Longest password: what slow hashes cost grows with it, and nobody's is longer."""

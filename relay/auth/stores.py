@@ -14,8 +14,9 @@ from typing import Final
 
 from relay.auth import filestore
 from relay.auth.filestore import Accounts, Entry, StoreError
+from relay.config.auth import Mechanism, Store
 from relay.config.origin import Origin, Problem
-from relay.config.schema import Config, Listener, Mechanism, Store
+from relay.config.schema import Config, Listener
 from relay.config.whole import Fault
 
 ORDER: Final = (

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from relay.config.schema import Auth
+from relay.config.auth import Auth
 
 ACCOUNTS_MAX: Final = 50_000
 """Names that failed, known or invented (some 300 octets each). The one that failed longest ago is forgotten first."""

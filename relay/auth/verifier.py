@@ -25,7 +25,8 @@ from relay.auth.secret import Scram, as_scram, check, cram_digest, is_slow
 from relay.auth.slots import Slots, SlotsFull, Turn
 from relay.auth.stores import Stores
 from relay.auth.throttle import Throttle
-from relay.config.schema import Auth, Config
+from relay.config.auth import Auth
+from relay.config.schema import Config
 
 SUCCESSES_MAX: Final = 20_000
 """Logins whose slow hash need not be computed again, as keyed hashes."""

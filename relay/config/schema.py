@@ -16,10 +16,11 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from relay.config.addresses import own_host, split_address, split_dns_server
+from relay.config.auth import STORES, Auth, Mechanism
 from relay.config.destination import HOSTS, parse_next_hop
 from relay.config.directory import Directory
 from relay.config.invalid import Invalid
-from relay.config.section import DAY_S, MANY, REFUSAL_OCTETS, TABLES, FilePath, Seconds, Section
+from relay.config.section import DAY_S, MANY, REFUSAL_OCTETS, TABLES, FilePath, Seconds, Section, label
 from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
 from relay.mail.address import AddressFault, is_domain, parse_mailbox
@@ -29,7 +30,6 @@ MEGABYTE: Final = 1024 * 1024
 
 # Upper bounds keep slips of the keyboard (a zero too many, octets for megabytes) out of sockets, timers and memory.
 LARGEST_MESSAGE: Final = 2**31 - 1  # Exchange takes no more; also what fits everywhere as a length
-STORES: Final = 20  # a login asks them one after the other
 CERTIFICATES: Final = 20  # all of them go to each worker in one packet
 LISTENERS: Final = 64  # each is a socket and a metrics label
 
@@ -48,16 +48,6 @@ class Mode(StrEnum):
     ENFORCE = "enforce"
     LOG = "log"
     OFF = "off"
-
-
-class Mechanism(StrEnum):
-    """How a client logs in (SASL, RFC 4954)."""
-
-    PLAIN = "PLAIN"
-    LOGIN = "LOGIN"
-    CRAM_MD5 = "CRAM-MD5"
-    SCRAM_SHA_256 = "SCRAM-SHA-256"
-    SCRAM_SHA_256_PLUS = "SCRAM-SHA-256-PLUS"
 
 
 class LineEndings(StrEnum):
@@ -107,15 +97,6 @@ def _domain(value: str) -> str:
     if not is_domain(value):
         raise Invalid(f'"{value}" is not a domain name', "write what stands behind the @, e.g. example.com")
     return value.lower()
-
-
-def _label(value: str) -> str:
-    if re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", value) is None:
-        raise Invalid(
-            f'"{value}" is not a short name',
-            "write up to 31 of a-z, 0-9, - and _, a letter first, e.g. mx or submission",
-        )
-    return value
 
 
 def _network(value: str) -> str:
@@ -183,7 +164,7 @@ SocketAddress = Annotated[str, AfterValidator(_socket_address)]
 class Listener(Section):
     """One address to take mail on. Several ``[[listener]]`` tables may stand in the file."""
 
-    name: Annotated[str, AfterValidator(_label), Field(examples=["mx"])]
+    name: Annotated[str, AfterValidator(label), Field(examples=["mx"])]
     """Short name, used in logs and as metrics label."""
     address: Annotated[SocketAddress, Field(examples=["0.0.0.0:25"])]
     """ADDRESS:PORT, for example 0.0.0.0:25 or [::]:25."""
@@ -193,7 +174,7 @@ class Listener(Section):
     """For role mx only: answer 530 5.7.0 before STARTTLS. A public server must not (RFC 3207 section 4)."""
     auth: bool = False
     """For role mx only: offer AUTH inside TLS on this port, too. The other roles always do."""
-    stores: Annotated[list[Annotated[str, AfterValidator(_label)]], Field(max_length=STORES)] = []
+    stores: Annotated[list[Annotated[str, AfterValidator(label)]], Field(max_length=STORES)] = []
     """Names of the auth.stores that accounts of this listener stand in; empty: all of them."""
 
     @property
@@ -493,40 +474,6 @@ class Senders(Section):
     """What happens to strangers (neither trusted nor logged in) who name one of our domains as envelope sender."""
     own_domains_from: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
     """Clients outside that may do so all the same, such as a newsletter service: addresses or networks."""
-
-
-class Store(Section):
-    """One place where accounts stand."""
-
-    name: Annotated[str, AfterValidator(_label), Field(examples=["local"])]
-    """Short name, used in logs and by listener.stores."""
-    type: Annotated[Literal["file"], Field(examples=["file"])]
-    """file: NAME:PASSWORD:ADDRESSES a line, passwords as made by ``relay hash-password``."""
-    path: Annotated[FilePath, Field(examples=["/etc/dmz-relay/users"])]
-    """The file. The hub's user must be able to read it and nobody else should."""
-
-
-class Auth(Section):
-    """Logging in on the listeners that offer it (rows A1 to A9). Only ever inside TLS."""
-
-    stores: Annotated[list[Store], Field(max_length=STORES)] = []
-    """Where accounts stand; asked in this order."""
-    mechanisms: Annotated[list[Annotated[Mechanism, Field(strict=False)]], Field(max_length=len(Mechanism))] = []
-    """What is offered; empty: all that every account of every store of the listener can use."""
-    by_hand: bool = False
-    """Offer auth.mechanisms even where some accounts cannot use one of them. Their clients may then fail to log in."""
-    account_failures: Annotated[int, Field(ge=3, le=1000)] = 9
-    """Wrong passwords for one account, from anywhere, within auth.window_s. Keep it below the directory's lock-out."""
-    client_failures: Annotated[int, Field(ge=3, le=10_000)] = 20
-    """Failed logins of one client address within auth.window_s; then it is told 454."""
-    network_failures: Annotated[int, Field(ge=3, le=100_000)] = 100
-    """The same for a network: /24 of IPv4, /48 of IPv6."""
-    window_s: Annotated[float, Field(ge=10, le=DAY_S)] = 900.0
-    """How long a failure counts, seconds."""
-    failure_delay_s: Annotated[float, Field(ge=0, le=30)] = 1.0
-    """A failed login is answered after this long, whatever the reason, seconds."""
-    show_login: bool = False
-    """Name the account in the Received header."""
 
 
 class Submission(Section):

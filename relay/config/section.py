@@ -48,6 +48,16 @@ def _attribute(value: str) -> str:
     return value
 
 
+def label(value: str) -> str:
+    """A short name for logs, metrics and other keys. Raises Invalid."""
+    if re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", value) is None:
+        raise Invalid(
+            f'"{value}" is not a short name',
+            "write up to 31 of a-z, 0-9, - and _, a letter first, e.g. mx or submission",
+        )
+    return value
+
+
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_anchored)]
 Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 Attribute = Annotated[str, AfterValidator(_attribute)]

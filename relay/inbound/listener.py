@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from relay.auth.client import AuthClient
 from relay.config import schema
-from relay.config.schema import Config, Mechanism, Role
+from relay.config.auth import Mechanism
+from relay.config.schema import Config, Role
 from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
 from relay.hub.client import HubClient

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from relay.auth.mechanism import Challenge, Circumstances, Dialogue, Hopeless, Malformed, begin
 from relay.auth.question import Question, Reply, Result
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 from relay.mail import reply
 from relay.mail.reply import Kind
 from relay.net.tls import binding_of

@@ -17,7 +17,7 @@ from typing import Final
 
 from aiosmtplib import SMTP, SMTPAuthenticationError
 
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 
 MOST_ITERATIONS: Final = 1_000_000
 """A next hop that asks for more wants the worker's time, not a login."""

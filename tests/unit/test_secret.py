@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.auth import md5
 from relay.auth.secret import SCHEMES, Secret, SecretError, as_scram, check, cram_digest, read_secret, verifies
-from relay.config.schema import Mechanism
+from relay.config.auth import Mechanism
 
 DOVECOT = "e02d374fde0dc75a17a557039a3a5338c7743304777dccd376f332bee68d2cf6"
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.auth.throttle import REMEMBER_S, Throttle, client_of, network_of
-from relay.config.schema import Auth
+from relay.config.auth import Auth
 
 RULES = Auth(account_failures=9, client_failures=20, network_failures=40, window_s=900.0)
 HOME, AWAY = "192.0.2.1", "198.51.100.7"
