@@ -225,8 +225,14 @@ def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int]
         return found if found < end and hashes[found] == wanted else -1
 
     def lookup(address: str) -> int:
-        found = place(address)
-        return flags[index[found]] if found >= 0 else 0
+        # The same as place, whose call costs a tenth of it.
+        state = fresh()
+        state.update(address.lower().encode())
+        wanted = number(state.digest(), "little")
+        bucket = wanted >> shift
+        end = fanout[bucket + 1]
+        found = bisect_left(hashes, wanted, fanout[bucket], end)
+        return flags[index[found]] if found < end and hashes[found] == wanted else 0
 
     def entry(address: str) -> Entry | None:
         found = place(address)

@@ -26,18 +26,21 @@ class Budgets:
     to the time they are free again; it is empty on a quiet day, which is all that the hot path looks at.
     """
 
-    __slots__ = ("_buckets", "_changes", "blocked")
+    __slots__ = ("_buckets", "_changes", "blocked", "unknown_counts")
 
     def __init__(self) -> None:
         self._buckets = tuple(Buckets() for _ in Budget)
         self._changes: dict[tuple[Budget, int], int] = {}
         self.blocked: Final[dict[int, float]] = {}
+        self.unknown_counts = False
+        """Whether there is any budget for unknown recipients."""
 
     def configure(self, limits: Limits) -> None:
         """Take over (new) limits."""
         for bucket, (most, period_s) in zip(self._buckets, budgets_of(limits), strict=True):
             bucket.configure(most, period_s)
-        if not limits.unknown_recipients_per_client and not limits.unknown_recipients_per_network:
+        self.unknown_counts = limits.unknown_recipients_per_client > 0 or limits.unknown_recipients_per_network > 0
+        if not self.unknown_counts:
             self.blocked.clear()
 
     def unknown(self, address: str, now: float) -> list[tuple[Budget, float]]:

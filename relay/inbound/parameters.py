@@ -22,7 +22,9 @@ from relay.mail.terms import (
 
 # The two commands nearly every client sends; whatever does not match goes through mail.address.parse_path.
 PLAIN_MAIL: Final = re.compile(rb"MAIL FROM:<(" + PLAIN_MAILBOX.encode() + rb")?>", re.IGNORECASE).fullmatch
-PLAIN_RCPT: Final = re.compile(rb"RCPT TO:<(" + PLAIN_MAILBOX.encode() + rb")>", re.IGNORECASE).fullmatch
+PLAIN_RCPT: Final = re.compile(rb"(" + PLAIN_MAILBOX.encode() + rb")>").fullmatch
+"""From behind ``RCPT_VERB``, in whatever case that is: a pattern without regard to case takes twice as long."""
+RCPT_VERB: Final = b"RCPT TO:<"
 MAIL_PREFIX: Final = re.compile(rb"MAIL FROM: ?(?=\S)", re.IGNORECASE).match
 RCPT_PREFIX: Final = re.compile(rb"RCPT TO: ?(?=\S)", re.IGNORECASE).match
 

@@ -149,6 +149,10 @@ class _Watched(Transaction):
         self.heard = (self.question_of_sender(),)
         return super().judge_sender()
 
+    def quick(self, mailbox: Mailbox) -> Verdict | None:
+        """Never: every rule is to be asked by its name."""
+        return None
+
     def judge_recipient(self, mailbox: Mailbox, relay_form: bool) -> Verdict:  # noqa: FBT001 - a fact
         """As the session is told, with the way there kept."""
         steps: list[str] = []

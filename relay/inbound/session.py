@@ -17,6 +17,7 @@ from relay.inbound.parameters import (
     PLAIN_MAIL,
     PLAIN_RCPT,
     RCPT_PREFIX,
+    RCPT_VERB,
     mail_parameters,
     rcpt_parameters,
 )
@@ -39,7 +40,7 @@ from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN, RecipientTerms
 from relay.mail.trace import Origin, helo_text, literal, logged_in_as, origin, received, utf8_protocol
 from relay.policy.abuse import RULES, Budget
-from relay.policy.verdict import Verdict
+from relay.policy.verdict import ACCEPT, Verdict
 
 if TYPE_CHECKING:
     from relay.inbound.listener import Listener
@@ -267,9 +268,18 @@ class Session(Wire):
         transaction.asked = True
         relay_form = False
         said: RecipientTerms | None = None
-        found = PLAIN_RCPT(line)
+        found = PLAIN_RCPT(line, len(RCPT_VERB)) if line[: len(RCPT_VERB)].upper() == RCPT_VERB else None
         if found is not None:
             mailbox = Mailbox(found[1].decode("ascii"))
+            if not self.listener.blocked:
+                quick = transaction.quick(mailbox)
+                if quick is ACCEPT:
+                    transaction.recipients.append(mailbox)
+                    self.say(reply.OK_RCPT)
+                    return
+                if quick is not None:
+                    self._refuse_unknown(transaction, mailbox, quick)
+                    return
         else:
             prefix = RCPT_PREFIX(line)
             if prefix is None:
@@ -321,7 +331,7 @@ class Session(Wire):
         assert verdict.kind is not None
         kind = verdict.kind
         listener = self.listener
-        if kind is reply.UNKNOWN_RECIPIENT and not self.exempt:
+        if kind is reply.UNKNOWN_RECIPIENT and listener.budgets.unknown_counts and not self.exempt:
             self._unknown()
         if listener.soft_bounce:
             kind = listener.softened(kind)
@@ -330,6 +340,22 @@ class Session(Wire):
             self.client, stage, line, kind.reason, verdict.rule, sender, recipient, self.protocol, self.helo
         )
         self.refuse(verdict.kind, kind, f"{line}\r\n".encode())
+
+    def _refuse_unknown(self, transaction: Transaction, mailbox: Mailbox, verdict: Verdict) -> None:
+        """``_reject`` for the refusal that comes by the thousand."""
+        listener, note = self.listener, transaction.note_unknown
+        if note is None:
+            note = listener.log.refusals(self.client, "RCPT", transaction.sender, self.protocol, self.helo)
+            transaction.note_unknown = note
+        if note is None or listener.soft_bounce:
+            self._reject(verdict, "RCPT", mailbox, transaction.sender, mailbox)
+            return
+        if listener.budgets.unknown_counts and not self.exempt:
+            self._unknown()
+        kind = reply.UNKNOWN_RECIPIENT
+        line = kind.line(mailbox)
+        note(line, mailbox)
+        self.refuse(kind, kind, f"{line}\r\n".encode())
 
     def _unknown(self) -> None:
         """Count an unknown recipient against client and network; tell when that spends a budget."""

@@ -28,6 +28,8 @@ from relay.policy.verdict import ACCEPT, Verdict
 
 RECIPIENTS_RULE: Final = "limits.recipients"
 
+NO_DOMAINS: Final[frozenset[str]] = frozenset()
+
 _FULL: Final = Verdict(TOO_MANY_RECIPIENTS, RECIPIENTS_RULE)
 
 
@@ -56,6 +58,8 @@ class Rules:
     """Mail to postmaster at the relay's own name goes the same way (RFC 5321 §4.5.1)."""
     routes: RouteTable | None
     """Asked only when some route refuses mail."""
+    simple: frozenset[str] = NO_DOMAINS
+    """Domains of which the snapshot alone can decide: no route refuses mail, and unknown recipients are refused."""
 
     @classmethod
     def of(cls, config: Config) -> Rules:
@@ -74,6 +78,7 @@ class Rules:
             Mailbox(f"postmaster@{first}") if first else None,
             config.server.hostname.lower(),
             routes if routes.refuses else None,
+            domains.simple if not routes.refuses else NO_DOMAINS,
         )
 
 
@@ -89,8 +94,8 @@ class Transaction:
     """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender; ``asked``: there was a RCPT."""
 
     __slots__ = (
-        "_directory", "_restricted", "_rules", "_said", "_spoofed", "asked", "body_8bit", "recipients", "restriction",
-        "sender", "terms", "trusted",
+        "_directory", "_restricted", "_rules", "_said", "_simple", "_spoofed", "asked", "body_8bit", "note_unknown",
+        "recipients", "restriction", "sender", "terms", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +134,9 @@ class Transaction:
         self._spoofed: Verdict | None = None
         if account is None and not trusted and mailbox.rpartition("@")[2].lower() in rules.ownership.domains:
             self._spoofed = self._stranger_of_ours(address)
+        self._simple = rules.simple if self._restricted is None and self._spoofed is None else NO_DOMAINS
+        self.note_unknown: Callable[[str, str], None] | None = None
+        """How the log takes refusals of unknown recipients; the session's."""
 
     def _restriction_of(self, account: Account) -> OperatorText | None:
         """A login is as restricted as any of its addresses (row S2), whichever of them it writes."""
@@ -196,6 +204,22 @@ class Transaction:
         if self._spoofed is not None:  # last: whoever may not relay or invents recipients is told that
             verdict = self._spoofed if self._spoofed.kind is not None else _with_shadow(verdict, self._spoofed)
         return _with_shadow(verdict, restricted)
+
+    def quick(self, mailbox: Mailbox) -> Verdict | None:
+        """What ``judge_recipient`` would say of a mailbox in plain form, when that is "accept" or "unknown" by the snapshot
+        alone; None: ask it. A test goes through all combinations of facts.
+        """
+        snapshot = self._directory.snapshot
+        if (
+            mailbox[mailbox.index("@") + 1 :] not in self._simple
+            or snapshot is None
+            or snapshot.ruled
+            or len(self.recipients) >= self._rules.recipients
+        ):
+            return None
+        if snapshot.lookup(mailbox) & KNOWN:
+            return ACCEPT
+        return None if self._directory.stale or mailbox[:10].lower() == "postmaster" else recipient.UNKNOWN
 
     @property
     def leaves(self) -> bool:

@@ -391,7 +391,7 @@ class Wire(SMTP):
         self._errors += 1
         if kind.code < 500:
             self._excused += 1
-        listener.metrics.replied(said)
+        listener.metrics.replies[said] += 1
         self._out.append(line)
         if 0 < listener.errors <= self._errors - self._excused:
             self.end(reply.TOO_MANY_ERRORS)

@@ -21,11 +21,11 @@ POSTMASTER_RULE: Final = "postmaster"
 OVERRIDES_RULE: Final = "directory.overrides"
 SOURCES_RULE: Final = "directory.sources"
 
-_UNKNOWN: Final = Verdict(UNKNOWN_RECIPIENT, UNKNOWN_RULE)
+UNKNOWN: Final = Verdict(UNKNOWN_RECIPIENT, UNKNOWN_RULE)
 _UNAVAILABLE: Final = Verdict(DIRECTORY_UNAVAILABLE, UNKNOWN_RULE)
 _DENIED: Final = Verdict(RELAY_DENIED, RELAY_RULE)
 _FORM: Final = Verdict(RELAY_FORM, RELAY_RULE)
-_UNKNOWN_LOGGED: Final = Verdict(None, "accept", shadow=(_UNKNOWN,))
+_UNKNOWN_LOGGED: Final = Verdict(None, "accept", shadow=(UNKNOWN,))
 
 
 class RecipientFacts(NamedTuple):
@@ -98,6 +98,13 @@ class RecipientRules:
     unknown: Mode
     delimiters: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def simple(self) -> frozenset[str]:
+        """Domains of which the snapshot alone decides, in lower case; none while unknown recipients are let pass."""
+        if self.unknown is not Mode.ENFORCE:
+            return frozenset()
+        return frozenset(n for n, rule in self.domains.items() if rule.plain and rule.verified_by == "directory")
+
     @classmethod
     def of(cls, config: Config) -> RecipientRules:
         """From the whole configuration."""
@@ -156,7 +163,7 @@ def _unknown(facts: RecipientFacts) -> Verdict | None:
         return _accepted(facts)
     if facts.known is None:
         return _UNAVAILABLE
-    return _UNKNOWN if facts.unknown is Mode.ENFORCE else _UNKNOWN_LOGGED
+    return UNKNOWN if facts.unknown is Mode.ENFORCE else _UNKNOWN_LOGGED
 
 
 def _accepted(facts: RecipientFacts) -> Verdict:
@@ -216,7 +223,7 @@ def decide(facts: RecipientFacts) -> Verdict:
         if facts.known:
             return ACCEPT
         if facts.known is False and facts.unknown is Mode.ENFORCE:
-            return _UNKNOWN
+            return UNKNOWN
     for rule in RULES:
         verdict = rule.ask(facts)
         if verdict is not None:

@@ -20,7 +20,9 @@ from typing import Final
 FLUSH_S: Final = 0.1
 """Longest wait of a line in memory, seconds."""
 BATCH_OCTETS: Final = 64 * 1024
-"""So much is written at once: a good size for a disk, and it keeps single lines from waiting for a timer under load."""
+"""With so much the thread is rung: a good size for a disk, and it keeps single lines from waiting for a timer under load."""
+PIECE_OCTETS: Final = 2 * BATCH_OCTETS
+"""So much is written to a file at once: a batch, and the line that made it full."""
 BACKLOG_OCTETS: Final = 16 * 1024 * 1024
 """So much may wait for a slow disk; then the producer waits with it. Some 100,000 lines."""
 FILE_MODE: Final = 0o640
@@ -206,11 +208,14 @@ def _open(path: Path) -> int:
 
 def _piece_octets(descriptor: int) -> int:
     """How much one write may carry so that lines of several processes do not mix: files take any, pipes PIPE_BUF."""
-    return BATCH_OCTETS if stat.S_ISREG(os.fstat(descriptor).st_mode) else select.PIPE_BUF
+    return PIECE_OCTETS if stat.S_ISREG(os.fstat(descriptor).st_mode) else select.PIPE_BUF
 
 
 def _pieces(lines: list[str], limit: int) -> list[bytes]:
     """Whole lines joined to pieces of at most ``limit`` octets (a longer line stands alone)."""
+    whole = ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+    if len(whole) <= limit:  # a file's: the lines of a dictionary attack are not taken in hand one by one
+        return [whole]
     pieces: list[bytes] = []
     gathered: list[bytes] = []
     size = 0

