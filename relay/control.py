@@ -410,6 +410,8 @@ class Child:
     hub_address: str
     """Where workers connect to the hub: path of a Unix socket."""
     boot_id: str
+    sessions: memoryview = field(default_factory=lambda: memoryview(b""))
+    """Open sessions of each worker, 64 bits each; memory that all workers share."""
 
     @property
     def owner(self) -> str:

@@ -33,6 +33,7 @@ from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
 from relay.hub.budgets import EXCHANGE_S
 from relay.hub.client import HubClient
+from relay.inbound.doors import Doors
 from relay.inbound.listener import SWEEP_S, Listener
 from relay.inbound.proxied import Proxied
 from relay.inbound.session import Session
@@ -48,8 +49,6 @@ from relay.telemetry.logs import LogWriter
 from relay.telemetry.maillog import MailLog, adopt
 from relay.telemetry.metrics import FLUSH_S, Metrics
 
-BACKLOG: Final = 1024
-"""Connections the kernel keeps while the worker is busy."""
 EXPRESS_SWEEP_S: Final = 0.05
 """How often express deadlines are looked at."""
 SNAPSHOT_S: Final = 1.0
@@ -132,10 +131,13 @@ class Worker:
         self._every(EXCHANGE_S, self.hub.exchange)
         self._every(EXPRESS_SWEEP_S, self.dispatch.sweep)
         self._every(SNAPSHOT_S, self._look_for_snapshot)
-        self._servers = [
-            await loop.create_server(_factory(listener), sock=sock, backlog=BACKLOG)
-            for listener, (_, sock) in zip(self.listeners, child.listeners, strict=True)
+        doors = [
+            (_factory(listener), sock) for listener, (_, sock) in zip(self.listeners, child.listeners, strict=True)
         ]
+        self._doors = Doors(doors, child.sessions, child.slot)
+        for listener in self.listeners:
+            listener.entered, listener.left = self._doors.entered, self._doors.left
+        await self._doors.open()
         self.dispatch.runner.start()
         self._control = control = Control(child.control, loop, config.process.heartbeat_timeout_s)
         control.on(Prepare, self._prepare)
@@ -254,8 +256,7 @@ class Worker:
 
     async def _drain(self) -> None:
         """Accept nothing new; let sessions and deliveries come to an end; what is queued stays queued."""
-        for server in self._servers:
-            server.close()
+        self._doors.close()
         for listener in self.listeners:
             listener.drain()
         self.dispatch.drain()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from relay.auth.client import AuthClient
@@ -36,6 +36,9 @@ SWEEP_S: Final = 0.5
 
 UNLIMITED: Final = 1 << 60
 """More than there can be of anything, octets, sessions or seconds."""
+
+
+def _nothing() -> None: ...
 
 
 class Listener:
@@ -78,6 +81,9 @@ class Listener:
         self.delayed: dict[Wire, float] = {}
         self.memory_low = False
         self.room = UNLIMITED
+        self.entered: Callable[[], None] = _nothing
+        self.left: Callable[[], None] = _nothing
+        """Told of each session, when there are doors to be watched (``inbound.doors``)."""
         self._stressed = False
         self.configure(listener, config, tls, binding)
 

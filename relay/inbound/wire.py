@@ -133,6 +133,7 @@ class Wire(SMTP):
         self.opened = listener.now
         self.deadline = listener.now + listener.command_timeout_s
         listener.sessions.add(self)
+        listener.entered()
         listener.hub.open(self.address, self._admit)
 
     def _admit(self, room: Room) -> None:
@@ -235,6 +236,7 @@ class Wire(SMTP):
         self.forget()
         listener = self.listener
         listener.sessions.discard(self)
+        listener.left()
         if self._admitted:
             self._admitted = False
             listener.hub.close(self.address)

@@ -87,6 +87,7 @@ def _live(
             hub=listening.hub if part is Part.HUB else None,
             hub_address=listening.hub_address,
             boot_id=ground.boot_id,
+            sessions=ground.sessions,
         )
         return around.roles[part].run(child)
     except Exception as error:  # noqa: BLE001 - the boundary of the process: the supervisor logs the reason

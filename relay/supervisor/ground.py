@@ -6,6 +6,7 @@ Users, lock, folders, sockets, queue. All of it is the supervisor's for the life
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import resource
 from dataclasses import asdict, dataclass
@@ -37,6 +38,8 @@ class Ground:
     workers: int
     queue: PrepareReport
     """What was found in the queue."""
+    sessions: memoryview
+    """Open sessions of each worker, 64 bits each: memory that children inherit and share."""
 
 
 def lay(config: Config) -> Ground:
@@ -62,7 +65,8 @@ def lay(config: Config) -> Ground:
         raise
     # One worker per core that this process may use; 64 is the most that server.workers allows.
     workers = config.server.workers or min(len(os.sched_getaffinity(0)), 64)
-    return Ground(who, descriptor, listening, boot_id(), workers, report)
+    sessions = memoryview(mmap.mmap(-1, 8 * workers)).cast("Q")
+    return Ground(who, descriptor, listening, boot_id(), workers, report, sessions)
 
 
 def _raise_descriptor_limit() -> None:
