@@ -2,13 +2,13 @@
 
 SHELL := /bin/sh
 PY := .venv/bin/python
-# Two workers: the tests boot daemons of several processes each, and more of them at once only slow each other down.
-PYTEST_WORKERS ?= 2
+# One more than a small machine has cores: the tests boot daemons and wait for them much of the time.
+PYTEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 SOAK ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint unit bench soak fuzz check-clean lock clean
+.PHONY: help install venv demo test coverage lint unit bench soak fuzz check-clean lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
@@ -23,8 +23,11 @@ demo: venv ## a relay at work, told as a story; Ctrl-C ends it (DEMO_EXIT=1: end
 	@$(PY) demo/run.py
 
 # The whole suite runs last: its summary names what was absent, and its closing line is the last of the output.
-test: install lint ## everything: lint, types, layers, unit tests on each Python present, the whole suite with coverage
-	@tools/unit-elsewhere 3.12 3.13
+test: install lint ## everything: lint, types, layers, unit tests on each Python present, the whole suite
+	@tools/unit-elsewhere 3.12 3.13 -- -n $(PYTEST_WORKERS)
+	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+coverage: install ## the whole suite once more, with the lines that it reaches (a third slower)
 	$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: venv ## ruff, mypy --strict, import layers
