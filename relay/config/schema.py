@@ -7,24 +7,20 @@ reports every error of a file at once; checks that need the disk stand in ``conf
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from relay.config.addresses import own_host, split_address, split_dns_server
+from relay.config import values
+from relay.config.addresses import own_host
 from relay.config.auth import STORES, Auth, Mechanism
-from relay.config.destination import HOSTS, parse_next_hop
+from relay.config.destination import HOSTS
 from relay.config.directory import Directory
-from relay.config.invalid import Invalid
-from relay.config.section import DAY_S, MANY, REFUSAL_OCTETS, TABLES, FilePath, Seconds, Section, label
+from relay.config.section import DAY_S, MANY, TABLES, FilePath, Seconds, Section, label
 from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
-from relay.mail.address import AddressFault, is_domain, parse_mailbox
-from relay.mail.domain import ascii_domain
 
 MEGABYTE: Final = 1024 * 1024
 
@@ -57,116 +53,12 @@ class LineEndings(StrEnum):
     REFUSE = "refuse"
 
 
-def _socket_address(value: str) -> str:
-    split_address(value)
-    return value
-
-
-def _next_hop(value: str) -> str:
-    target = parse_next_hop(value)
-    if isinstance(target, tuple) and len(target) > 1:
-        raise Invalid(f'"{value}" names several next hops', "write each as an item of the list")
-    return value
-
-
-def _next_hops(values: list[str]) -> list[str]:
-    if len(values) > 1 and any(not isinstance(parse_next_hop(value), tuple) for value in values):
-        raise Invalid("error:, retry: and discard: stand alone", "leave one of them, or the next hops")
-    return values
-
-
-def _dns_server(value: str) -> str:
-    split_dns_server(value)
-    return value
-
-
-def _host_name(value: str) -> str:
-    if not is_domain(value):
-        raise Invalid(f'"{value}" is not a host name', "write the relay's full name, e.g. mx.example.com")
-    return value
-
-
-def _server_name(value: str) -> str:
-    if not is_domain(value.removeprefix("*.")):
-        raise Invalid(f'"{value}" is not a host name', "write the name clients connect to, e.g. mail.example.org")
-    return value.lower()
-
-
-def _domain(value: str) -> str:
-    value = ascii_domain(value) or value
-    if not is_domain(value):
-        raise Invalid(f'"{value}" is not a domain name', "write what stands behind the @, e.g. example.com")
-    return value.lower()
-
-
-def _network(value: str) -> str:
-    try:
-        network = ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        raise Invalid(f'"{value}" is not an address or network', "write 192.0.2.7 or 192.0.2.0/24") from None
-    if network.prefixlen == 0:
-        raise Invalid(
-            f'"{value}" is the whole Internet and would make an open relay',
-            "write only the networks of your own servers",
-        )
-    if "/" in value and str(network.network_address) != str(ipaddress.ip_interface(value).ip):
-        raise Invalid(f'"{value}" names a host and a network at once', f"write {network} for the network")
-    return value
-
-
-def _header_name(value: str) -> str:
-    if re.fullmatch(r"[!-)+-9;-~]+\*?", value) is None:
-        raise Invalid(f'"{value}" is not a header name', "write the name without colon; a * may stand at its end only")
-    return value
-
-
-def _pin(value: str) -> str:
-    digest = value.replace(":", "").lower()
-    if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
-        raise Invalid(
-            f'"{value}" is no SHA-256 fingerprint',
-            "write 64 hexadecimal digits: openssl x509 -noout -fingerprint -sha256",
-        )
-    return digest
-
-
-def _refusal(value: str) -> str:
-    if re.fullmatch(rf"[ -~]{{1,{REFUSAL_OCTETS}}}", value) is None:
-        raise Invalid(
-            "this text cannot stand in an SMTP reply", f"write 1 to {REFUSAL_OCTETS} plain ASCII characters in one line"
-        )
-    return value
-
-
-def _mailbox(value: str) -> str:
-    if isinstance(parse_mailbox(value), AddressFault) or "@" not in value:
-        raise Invalid(f'"{value}" is not an address', "write a whole address, e.g. hostmaster@example.com")
-    return value
-
-
-def _delimiters(value: str) -> str:
-    if re.fullmatch(r"[+\-_=#~.]{0,7}", value) is None:
-        raise Invalid(f'"{value}" cannot separate a tag', 'write "+", or several of + - _ = # ~ .; "" for none')
-    return value
-
-
-def _account(value: str) -> str:
-    if re.fullmatch(r"(?:[a-z_][a-z0-9_-]{0,31})?", value) is None:
-        raise Invalid(
-            f'"{value}" is not a user name', 'write the name of a system user, or "" to keep the starting user'
-        )
-    return value
-
-
-SocketAddress = Annotated[str, AfterValidator(_socket_address)]
-
-
 class Listener(Section):
     """One address to take mail on. Several ``[[listener]]`` tables may stand in the file."""
 
     name: Annotated[str, AfterValidator(label), Field(examples=["mx"])]
     """Short name, used in logs and as metrics label."""
-    address: Annotated[SocketAddress, Field(examples=["0.0.0.0:25"])]
+    address: Annotated[values.SocketAddress, Field(examples=["0.0.0.0:25"])]
     """ADDRESS:PORT, for example 0.0.0.0:25 or [::]:25."""
     role: Annotated[Role, Field(strict=False)] = Role.MX
     """mx: port 25, offers STARTTLS. submission: 587, STARTTLS then AUTH. submissions: 465, TLS from the start."""
@@ -182,16 +74,16 @@ class Listener(Section):
         """Whether AUTH is offered once TLS is up."""
         return self.auth or self.role is not Role.MX
 
-    require_tls_from: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
+    require_tls_from: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []
     """Client networks that get 530 5.7.0 before STARTTLS while others may send in clear: partners with an agreement."""
-    proxy_protocol: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
+    proxy_protocol: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []
     """Balancers that say by PROXY protocol (version 1 or 2) who the client is. When set, nobody else may connect."""
 
 
 class Server(Section):
     """What this relay is and where it keeps its state."""
 
-    hostname: Annotated[str, AfterValidator(_host_name), Field(examples=["mx.example.com"])]
+    hostname: Annotated[str, AfterValidator(values.host_name), Field(examples=["mx.example.com"])]
     """The name in the greeting, in Received and in EHLO towards next hops."""
     spool: FilePath = Path("/var/spool/dmz-relay")
     """Folder of the queue, the snapshot and the metrics; made at the first start."""
@@ -204,9 +96,9 @@ class Server(Section):
 class Process(Section):
     """Users and watchdog of the process tree."""
 
-    user: Annotated[str, AfterValidator(_account)] = "relay"
+    user: Annotated[str, AfterValidator(values.account)] = "relay"
     """User of workers and web when started as root; "" keeps the user that started the relay."""
-    hub_user: Annotated[str, AfterValidator(_account)] = "relay-hub"
+    hub_user: Annotated[str, AfterValidator(values.account)] = "relay-hub"
     """User of the hub when started as root; "" keeps the user that started the relay."""
     heartbeat_timeout_s: Annotated[float, Field(ge=0.5, le=300)] = 5.0
     """A worker silent for this long is killed and replaced, seconds."""
@@ -218,7 +110,7 @@ class NamedCertificate(Section):
     """A certificate for clients that ask for one of these names (SNI, RFC 6066 section 3)."""
 
     names: Annotated[
-        list[Annotated[str, AfterValidator(_server_name)]],
+        list[Annotated[str, AfterValidator(values.server_name)]],
         Field(min_length=1, max_length=100, examples=[["mail.example.org"]]),
     ]
     """Server names; *.example.org for every name one level below."""
@@ -303,19 +195,19 @@ class Domain(Section):
     """Domains the relay takes mail for."""
 
     names: Annotated[
-        list[Annotated[str, AfterValidator(_domain)]],
+        list[Annotated[str, AfterValidator(values.domain)]],
         Field(min_length=1, max_length=TABLES, examples=[["example.com"]]),
     ]
     """Domain names, exactly as they stand behind the @."""
     recipients: Literal["directory", "any"] = "directory"
     """directory: only addresses of the snapshot. any: every address (the next hop decides)."""
-    delimiter: Annotated[str, AfterValidator(_delimiters)] = ""
+    delimiter: Annotated[str, AfterValidator(values.delimiters)] = ""
     """Characters that begin a tag: with "+", user+tag is valid where user is. "": an address is taken as it is."""
     tag: Literal["keep", "remove"] = "keep"
     """keep: the next hop gets the address with its tag. remove: without it, for servers that know no tags."""
     case: Literal["insensitive", "sensitive"] = "insensitive"
     """sensitive: what stands before the @ must be written as in the directory. Takes effect with the next build."""
-    postmaster: Annotated[str, AfterValidator(_mailbox)] | None = None
+    postmaster: Annotated[str, AfterValidator(values.mailbox)] | None = None
     """Mailbox that mail to postmaster of these domains goes to, e.g. hostmaster@example.com; none: to postmaster itself."""
 
 
@@ -328,9 +220,9 @@ class Route(Section):
     """Recipient domains; .example.com for what is below it, user@example.com for one address; "*" for all others (needed
     for reports to senders outside). The most specific one decides."""
     next_hops: Annotated[
-        list[Annotated[str, AfterValidator(_next_hop)]],
+        list[Annotated[str, AfterValidator(values.next_hop)]],
         Field(min_length=1, max_length=HOSTS, examples=[["smtp:[exchange.example.com]:25"]]),
-        AfterValidator(_next_hops),
+        AfterValidator(values.next_hops),
     ]
     """In order of preference: smtp:[host]:port or lmtp:[host]:port for this host, smtp:example.com for the mail exchangers
     of a domain, smtp: for those of the recipient's; the next one is used while one is down. Or alone: error:, retry: or
@@ -351,7 +243,7 @@ class Routing(Section):
 class Dns(Section):
     """Looking up mail exchangers. Only routes without brackets need it."""
 
-    servers: Annotated[list[Annotated[str, AfterValidator(_dns_server)]], Field(max_length=8)] = []
+    servers: Annotated[list[Annotated[str, AfterValidator(values.dns_server)]], Field(max_length=8)] = []
     """Resolvers, asked in this order: ADDRESS or ADDRESS:PORT. Empty: those of /etc/resolv.conf."""
     timeout_s: Annotated[float, Field(gt=0, le=30)] = 2.0
     """Wait for one answer of one server, seconds; each server is asked twice."""
@@ -406,7 +298,7 @@ class NextHop(Section):
     """TLS from the first octet (port 465) instead of STARTTLS."""
     authorities: FilePath | None = None
     """PEM file of the authorities that verified trusts here; none: those of the system."""
-    pins: Annotated[list[Annotated[str, AfterValidator(_pin)]], Field(max_length=10)] = []
+    pins: Annotated[list[Annotated[str, AfterValidator(values.pin)]], Field(max_length=10)] = []
     """SHA-256 of certificates that pinned takes: openssl x509 -noout -fingerprint -sha256."""
     certificate: FilePath | None = None
     """PEM file of the relay's client certificate."""
@@ -453,11 +345,11 @@ CopyKind = Literal["bounce", "2bounce", "delay", "policy", "resource", "software
 class Postmaster(Section):
     """What a person of yours is told of what went wrong (row Q7)."""
 
-    mailbox: Annotated[str, AfterValidator(_mailbox)] | None = None
+    mailbox: Annotated[str, AfterValidator(values.mailbox)] | None = None
     """Where copies go; a route must lead there. None: nobody gets any."""
     notify: Annotated[list[CopyKind], Field(max_length=6)] = ["resource", "software"]
     """What is told, as notify_classes in Postfix: bounce, 2bounce, delay, policy, resource, software."""
-    double_bounces: Annotated[str, AfterValidator(_mailbox)] | None = None
+    double_bounces: Annotated[str, AfterValidator(values.mailbox)] | None = None
     """Where mail goes that could not be delivered and has no sender to return it to; none: to mailbox, if 2bounce is told."""
 
 
@@ -468,11 +360,11 @@ class Senders(Section):
     """What happens to mail from restricted senders."""
     stage: Literal["mail", "rcpt"] = "rcpt"
     """When they are told; at rcpt the log names the recipient."""
-    text: Annotated[str, AfterValidator(_refusal)] = "This account is not allowed to send emails"
+    text: Annotated[str, AfterValidator(values.refusal)] = "This account is not allowed to send emails"
     """Wording of the refusal when the entry has none of its own."""
     own_domains: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
     """What happens to strangers (neither trusted nor logged in) who name one of our domains as envelope sender."""
-    own_domains_from: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
+    own_domains_from: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []
     """Clients outside that may do so all the same, such as a newsletter service: addresses or networks."""
 
 
@@ -503,7 +395,7 @@ class Content(Section):
     """normalize: a bare LF becomes CR LF, a bare CR a space. refuse: 554 5.6.0."""
     header_firewall: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
     """Removal of the headers below from mail of untrusted clients."""
-    remove_headers: Annotated[list[Annotated[str, AfterValidator(_header_name)]], Field(max_length=200)] = [
+    remove_headers: Annotated[list[Annotated[str, AfterValidator(values.header_name)]], Field(max_length=200)] = [
         "X-MS-Exchange-Organization-*",
         "X-MS-Exchange-Forest-*",
     ]
@@ -517,7 +409,7 @@ class Content(Section):
 class Trusted(Section):
     """Clients that may relay anywhere and keep their headers."""
 
-    networks: Annotated[list[Annotated[str, AfterValidator(_network)]], Field(max_length=1000)] = []
+    networks: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []
     """Addresses or networks, for example 10.0.0.0/8. Keep this tight: they can send to everyone."""
 
 
@@ -533,7 +425,7 @@ class Log(Section):
 class Web(Section):
     """Metrics and health over HTTP."""
 
-    listen: SocketAddress | None = None
+    listen: values.SocketAddress | None = None
     """ADDRESS:PORT of /metrics, /livez and /readyz; none: switched off."""
 
 

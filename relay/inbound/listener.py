@@ -24,6 +24,7 @@ from relay.inbound.receiver import Limits
 from relay.inbound.transaction import Rules
 from relay.mail.reply import TIMED_OUT, TOO_LONG, TOO_SLOW, Kind
 from relay.mail.trace import date
+from relay.policy.abuse import Budget
 from relay.policy.client import ClientRules
 from relay.telemetry.maillog import MailLog
 from relay.telemetry.metrics import Metrics
@@ -152,6 +153,12 @@ class Listener:
     def held(self) -> int:
         """Octets in memory of messages on their way in."""
         return sum(session.receiver.held for session in self.sessions if session.receiver is not None)
+
+    def in_time(self, address: str) -> bool:
+        """Whether a client may connect once more within this minute."""
+        if self.trusted_exempt and self.rules.client.trusted(address):
+            return True
+        return self.budgets.may(Budget.CONNECTIONS, address, self.now)
 
     def delay(self, session: Wire, seconds: float) -> bool:
         """Have the sweep call ``session.go_ahead`` after so long; False when too many wait already."""

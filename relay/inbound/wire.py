@@ -34,6 +34,7 @@ from relay.mail import reply
 from relay.mail.address import NULL_SENDER, Mailbox
 from relay.mail.envelope import QueueId
 from relay.mail.reply import Kind, OperatorText
+from relay.net.tls import feed
 from relay.policy.abuse import RULES, Budget
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Wire(SMTP):
             self.end(reply.SHUTTING_DOWN)
         elif len(listener.sessions) > listener.room:
             self._turn_away(reply.SERVICE_BUSY, "open files")
-        elif listener.connection_rate and not self._in_time():
+        elif listener.connection_rate and not listener.in_time(self.address):
             self._turn_away(reply.CONNECTION_RATE, RULES[Budget.CONNECTIONS])
         elif listener.implicit_tls:
             self.transport.pause_reading()  # what comes from now on must wait for the TLS layer, which reads on
@@ -166,13 +167,6 @@ class Wire(SMTP):
             self.client, "CONNECT", kind.line(), kind.reason, rule, NULL_SENDER, None, "SMTP", ""
         )  # fmt: skip
         self.end(kind)
-
-    def _in_time(self) -> bool:
-        """Whether the client may connect once more within this minute."""
-        listener = self.listener
-        if listener.trusted_exempt and listener.rules.client.trusted(self.address):
-            return True
-        return listener.budgets.may(Budget.CONNECTIONS, self.address, listener.now)
 
     def _greet(self) -> None:
         listener = self.listener
@@ -462,7 +456,7 @@ class Wire(SMTP):
         if listener.implicit_tls and early:
             # The client's first octets came while the hub was asked. They belong to TLS, not to the session.
             await asyncio.sleep(0)  # start_tls has changed the protocol and asked the loop to begin with it
-            loop.call_soon(_feed, self.transport.get_protocol(), early)
+            loop.call_soon(feed, self.transport.get_protocol(), early)
         try:
             transport = await upgrade
         except OSError as error:  # SSLError and TimeoutError are OSErrors
@@ -496,16 +490,6 @@ class Wire(SMTP):
         self.transport.abort()
         if self in self.listener.sessions:
             self.connection_lost(None)
-
-
-def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
-    """Hand octets to a protocol as its transport would."""
-    while octets:
-        buffer = protocol.get_buffer(len(octets))
-        count = min(len(buffer), len(octets))  # type: ignore[arg-type] # a memoryview, whatever the stub calls it
-        buffer[:count] = octets[:count]  # type: ignore[index]
-        protocol.buffer_updated(count)
-        octets = octets[count:]
 
 
 _NO_ROOM: Final = {

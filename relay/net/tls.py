@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import ssl
@@ -137,3 +138,13 @@ def _context(certificate: str, key: str, minimum: Literal["1.2", "1.3"], what: s
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     _load_pair(context, certificate, key, f"{what}.certificate and {what}.key")
     return context
+
+
+def feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
+    """Hand octets to a protocol as its transport would."""
+    while octets:
+        buffer = protocol.get_buffer(len(octets))
+        count = min(len(buffer), len(octets))  # type: ignore[arg-type] # a memoryview, whatever the stub calls it
+        buffer[:count] = octets[:count]  # type: ignore[index]
+        protocol.buffer_updated(count)
+        octets = octets[count:]

@@ -21,7 +21,7 @@ from relay.queue.journal import marked_in
 from relay.queue.layout import Layout
 from relay.queue.rows import KeptRows, NewRows, Row
 from relay.queue.statements import SQL
-from relay.queue.store import Deferral, Lease, QueueError, shared
+from relay.queue.store import Lease, QueueError, Settlement, shared
 
 T = TypeVar("T")
 
@@ -166,27 +166,16 @@ class Settle(Operation[bool]):
     __slots__ = ("deferred", "finished", "keep", "lease", "possible_duplicate", "reports", "waits_for", "warned")
     patient = True
 
-    def __init__(
-        self,
-        lease: Lease,
-        finished: Sequence[int],
-        deferred: Sequence[Deferral],
-        reports: Sequence[NewRows],
-        *,
-        keep: bool,
-        possible_duplicate: bool,
-        waits_for: str = "",
-        warned: bool = False,
-    ) -> None:
+    def __init__(self, settlement: Settlement, reports: Sequence[NewRows]) -> None:
         super().__init__(sum(len(row.octets) for row in reports if row.octets is not None))
-        self.lease = lease
-        self.finished = finished
-        self.deferred = deferred
+        self.lease = settlement.lease
+        self.finished = settlement.finished
+        self.deferred = settlement.deferred
         self.reports = reports
-        self.keep = keep
-        self.possible_duplicate = possible_duplicate
-        self.waits_for = waits_for
-        self.warned = warned
+        self.keep = settlement.keep
+        self.possible_duplicate = settlement.possible_duplicate
+        self.waits_for = settlement.waits_for
+        self.warned = settlement.warned
 
     @property
     def may_be_last(self) -> bool:

@@ -273,7 +273,7 @@ class SqliteStore:
                 return await self._intake.finish(entry.rows.key)
             await asyncio.shield(entry.moving or self._intake.move([entry]))
         reports = self._rows(settlement.reports, reports=True) if settlement.reports else []
-        operation = _settle(settlement, reports)
+        operation = Settle(settlement, reports)
         if not reports:
             return await self._writer.perform(operation)
         settled = await self._with_files(operation, reports, settlement.reports, _nothing)
@@ -284,7 +284,7 @@ class SqliteStore:
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[bool]:
         entry = self._intake.live(settlement.lease.key)
         if entry is None:
-            return self._writer.submit(_settle(settlement, ()))
+            return self._writer.submit(Settle(settlement, ()))
         if _is_over(entry, settlement):
             return self._intake.finish(entry.rows.key)
         task = self._loop.create_task(self.settle(settlement))
@@ -445,19 +445,6 @@ class SqliteStore:
         for start in range(0, len(names), SWEEP_FILES):
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._post, Sweep(names[start : start + SWEEP_FILES]))
-
-
-def _settle(settlement: Settlement, reports: Sequence[NewRows]) -> Settle:
-    return Settle(
-        settlement.lease,
-        settlement.finished,
-        settlement.deferred,
-        reports,
-        keep=settlement.keep,
-        possible_duplicate=settlement.possible_duplicate,
-        waits_for=settlement.waits_for,
-        warned=settlement.warned,
-    )
 
 
 def _is_over(entry: Entry, settlement: Settlement) -> bool:

@@ -1,0 +1,109 @@
+"""Owns: what follows from a refusal by policy: its reply, its log line, what it costs the client (rows F6, O13, S3);
+and what follows from header fields that the firewall took out (row F10).
+
+It must not decide anything but what a spent budget means.
+"""
+
+from __future__ import annotations
+
+from relay.config.schema import Mode
+from relay.inbound.transaction import Transaction
+from relay.inbound.wire import Wire
+from relay.mail import reply
+from relay.mail.address import NULL_SENDER, Mailbox
+from relay.mail.envelope import QueueId
+from relay.policy.abuse import RULES, Budget
+from relay.policy.verdict import Verdict
+
+
+class Refusing(Wire):
+    """A connection that can be refused things."""
+
+    helo = ""
+    protocol = "SMTP"
+
+    def _reject(self, verdict: Verdict, stage: str, named: Mailbox, sender: Mailbox, recipient: Mailbox | None) -> None:
+        """Say, log and count a refusal. The line is made once: a dictionary attack is many of them."""
+        assert verdict.kind is not None
+        kind = verdict.kind
+        listener = self.listener
+        if kind is reply.UNKNOWN_RECIPIENT and listener.budgets.unknown_counts and not self.exempt:
+            self._unknown()
+        if listener.soft_bounce:
+            kind = listener.softened(kind)
+        line = kind.line(named, verdict.text)
+        listener.log.reject(
+            self.client, stage, line, kind.reason, verdict.rule, sender, recipient, self.protocol, self.helo
+        )
+        self.refuse(verdict.kind, kind, f"{line}\r\n".encode())
+
+    def _refuse_unknown(self, transaction: Transaction, mailbox: Mailbox, verdict: Verdict) -> None:
+        """``_reject`` for the refusal that comes by the thousand."""
+        listener, note = self.listener, transaction.note_unknown
+        if note is None:
+            note = listener.log.refusals(self.client, "RCPT", transaction.sender, self.protocol, self.helo)
+            transaction.note_unknown = note
+        if note is None or listener.soft_bounce:
+            self._reject(verdict, "RCPT", mailbox, transaction.sender, mailbox)
+            return
+        if listener.budgets.unknown_counts and not self.exempt:
+            self._unknown()
+        kind = reply.UNKNOWN_RECIPIENT
+        line = kind.line(mailbox)
+        note(line, mailbox)
+        self.refuse(kind, kind, f"{line}\r\n".encode())
+
+    def _unknown(self) -> None:
+        """Count an unknown recipient against client and network; tell when that spends a budget."""
+        listener = self.listener
+        for budget, wait_s in listener.budgets.unknown(self.address, listener.now):
+            listener.log.note(
+                "warning", "budget_spent", client=self.client, rule=RULES[budget], free_in_s=round(wait_s)
+            )  # fmt: skip
+
+    def _blocked(self, sender: Mailbox, recipient: Mailbox) -> bool:
+        """Refuse every recipient of a client that asked for too many unknown ones: it must learn no more addresses."""
+        listener = self.listener
+        budget = None if self.exempt else listener.budgets.blocks(self.address, listener.now)
+        if budget is None:
+            return False
+        self._excused -= 1  # this 4xx spends the error budget: whoever guesses on is to go
+        self._reject(Verdict(reply.TOO_MANY_UNKNOWN, RULES[budget]), "RCPT", recipient, sender, recipient)
+        return True
+
+    def _held_off(self) -> bool:
+        """Refuse MAIL for now: memory is low, or the client sends more often than it may."""
+        listener = self.listener
+        if listener.memory_low:
+            verdict = Verdict(reply.MEMORY_LOW, "limits.memory_octets")
+        elif (
+            listener.message_rate
+            and not self.exempt
+            and not listener.budgets.may(Budget.MESSAGES, self.address, listener.now)
+        ):
+            verdict = Verdict(reply.MESSAGE_RATE, RULES[Budget.MESSAGES])
+        else:
+            return False
+        self._reject(verdict, "MAIL", NULL_SENDER, NULL_SENDER, None)
+        return True
+
+    def _shadows(self, verdict: Verdict, stage: str, sender: Mailbox, recipient: Mailbox | None) -> None:
+        """Rules in mode = "log": said in the log and counted, not to the client."""
+        for shadow in verdict.shadow:
+            assert shadow.kind is not None
+            named = sender if recipient is None or shadow.kind in reply.ABOUT_SENDER else recipient
+            self.listener.log.reject(
+                self.client, stage, shadow.kind.line(named, shadow.text), shadow.kind.reason, shadow.rule,
+                sender, recipient, self.protocol, self.helo, enforced=False,
+            )  # fmt: skip
+            self.listener.metrics.shadow(shadow.kind)
+
+    def _removed(self, queue_id: QueueId, names: tuple[str, ...]) -> None:
+        """Log and count what the header firewall took out, or in mode log what it would have."""
+        listener = self.listener
+        if listener.rules.header.mode is Mode.LOG:
+            listener.log.header_warning(queue_id, names, len(names))
+            listener.metrics.shadow_headers(len(names))
+        else:
+            listener.log.header_removed(queue_id, names, len(names))
+            listener.metrics.headers_removed(len(names))
