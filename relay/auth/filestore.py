@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from relay.auth.secret import Secret, SecretError, read_secret, verifies
+from relay.auth.abilities import Abilities, Entry
+from relay.auth.secret import SecretError, read_secret, verifies
 from relay.config.auth import Mechanism
 from relay.mail.address import AddressFault, Mailbox, is_domain, parse_mailbox, unquoted
 from relay.policy.ownership import Account, Grant
@@ -28,22 +29,12 @@ class StoreError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One account and what it is checked against."""
-
-    account: Account
-    secret: Secret = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Accounts:
     """All accounts of a file. ``digest`` changes with it and is as secret as the file."""
 
     entries: dict[str, Entry]
-    mechanisms: frozenset[Mechanism]
-    """Those that every account can use (row A2)."""
-    lacking: dict[Mechanism, str]
-    """For each other mechanism the first account that cannot."""
+    abilities: Abilities
+    """What every account can use (row A2); for each other mechanism the first account that cannot."""
     digest: bytes = field(repr=False)
 
 
@@ -83,9 +74,9 @@ def read(path: Path) -> Accounts:
 def _accounts(entries: dict[str, Entry], digest: bytes) -> Accounts:
     lacking: dict[Mechanism, str] = {}
     for entry in entries.values():
-        for mechanism in frozenset(Mechanism) - verifies(entry.secret) - lacking.keys():
-            lacking[mechanism] = entry.account.name
-    return Accounts(entries, frozenset(Mechanism) - lacking.keys(), lacking, digest)
+        for mechanism in frozenset(Mechanism) - verifies(entry.secrets[0]) - lacking.keys():
+            lacking[mechanism] = f"account {entry.account.name}"
+    return Accounts(entries, Abilities(frozenset(Mechanism) - lacking.keys(), lacking), digest)
 
 
 def read_line(line: str) -> Entry:
@@ -100,7 +91,7 @@ def read_line(line: str) -> Entry:
     owned, grant = _addresses(addresses.replace(",", " ").split())
     if not owned and not addresses.strip() and "@" in name:
         owned, _ = _addresses([name])
-    return Entry(Account(name, owned, grant), read_secret(secret))
+    return Entry(Account(name, owned, grant), (read_secret(secret),))
 
 
 def _addresses(words: list[str]) -> tuple[frozenset[Mailbox], Grant]:

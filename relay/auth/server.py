@@ -9,12 +9,14 @@ import asyncio
 import dataclasses
 import importlib
 import time
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from relay.auth.question import FrameError, Reply, Result, Step, Unpacker, pack, question_in, reply_out
 from relay.auth.stores import Change, Stores
 from relay.auth.verifier import Exchange, Verifier
 from relay.config.schema import Config
+from relay.directory import connection
 from relay.telemetry.maillog import note
 
 LOOK_S: Final = 1.0
@@ -28,10 +30,11 @@ EXCHANGES_MAX: Final = 4096
 class Desk:
     """What all connections share: the verifier, and who is to be told of new offers."""
 
-    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, config: Config, passwords: Mapping[str, str], loop: asyncio.AbstractEventLoop) -> None:
+        """``passwords``: the relay's own for directories, by profile."""
         self._loop = loop
         self.links: set[AuthLink] = set()
-        stores = Stores(config)
+        stores = Stores(config, passwords)
         _tell(stores.load())
         self.verifier = Verifier(config, stores)
         self._timer = loop.call_later(LOOK_S, self._look)
@@ -43,7 +46,7 @@ class Desk:
 
     def commit(self, config: Config, stores: Stores | None) -> None:
         """Switch to what was prepared."""
-        self.verifier.configure(config, stores or Stores(config))
+        self.verifier.configure(config, stores or Stores(config, {}))
         self._announce()
 
     def close(self) -> None:
@@ -76,12 +79,15 @@ def _tell(changes: list[Change]) -> None:
         if change.problem:
             note("error", "auth_store_refused", store=change.store, cause=change.problem)
         else:
-            note("info", "auth_store_taken", store=change.store, accounts=change.accounts)
+            accounts = {} if change.accounts is None else {"accounts": change.accounts}
+            note("info", "auth_store_taken", store=change.store, **accounts)
 
 
-def preload() -> None:
+def preload(config: Config) -> None:
     """Import what a check would import; before the hub becomes another user."""
     importlib.import_module("argon2.low_level")
+    if any(store.type == "ldap" for store in config.auth.stores):
+        connection.preload()
 
 
 class AuthLink(asyncio.Protocol):

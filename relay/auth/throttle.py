@@ -106,6 +106,7 @@ class Throttle:
         self._networks: _Failures[str] = _Failures(rules.network_failures, rules.window_s, CLIENTS_MAX)
         self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._failed: OrderedDict[bytes, float] = OrderedDict()
+        self._uncertain: OrderedDict[bytes, float] = OrderedDict()
         self._pending = _Pending()
 
     def configure(self, rules: Auth) -> None:
@@ -165,6 +166,15 @@ class Throttle:
             if len(self._failed) > FAILED_MAX:
                 self._failed.popitem(last=False)
 
+    def uncertain(self, account: str, mark: bytes, now: float) -> None:
+        """A directory was shown a password and did not answer: it may have counted a failure, once for each password."""
+        if mark not in self._uncertain:
+            self._accounts.add(account, now)
+        self._uncertain[mark] = now
+        self._uncertain.move_to_end(mark)
+        if len(self._uncertain) > FAILED_MAX:
+            self._uncertain.popitem(last=False)
+
     def guessed(self, client: str, now: float) -> None:
         """A failure that concerns no account."""
         self._clients.add(client_of(client), now)
@@ -201,6 +211,7 @@ class Throttle:
         released = [failures.forget(name) for failures in (self._accounts, self._clients, self._networks)]
         if any(released):
             self._failed.clear()
+            self._uncertain.clear()
         return any(released)
 
 

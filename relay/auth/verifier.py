@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import math
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -18,10 +19,11 @@ from typing import Any, Final
 
 from scramp import ScramException, ScramMechanism
 
-from relay.auth.filestore import Entry, fold
+from relay.auth.abilities import Ambiguous, Answer, Entry, StoreAway
+from relay.auth.filestore import Accounts, fold
 from relay.auth.mechanism import NAME_OCTETS
 from relay.auth.question import Question, Reply, Result, Step
-from relay.auth.secret import Scram, as_scram, check, cram_digest, is_slow
+from relay.auth.secret import Scram, Secret, as_scram, check, cram_digest, is_slow
 from relay.auth.slots import Slots, SlotsFull, Turn
 from relay.auth.stores import Stores
 from relay.auth.throttle import Throttle
@@ -35,6 +37,13 @@ SUCCESS_S: Final = 300.0
 ROOM_WAIT_S: Final = 5.0
 """A login waits this long for others of its account that are being checked."""
 
+SPELLINGS_MAX: Final = 20_000
+"""Names that an account of a directory logged in by, and what its guesses are counted under."""
+
+_RIGHT: Final = Answer(right=True)
+_WRONG: Final = Answer(right=False, why="wrong password")
+_SCRAM_NAME: Final = re.compile(r"[^,]*,[^,]*,(?:m=[^,]*,)?n=([^,]*),")
+"""The name in a client's first message (RFC 5802 §7)."""
 _UNAVAILABLE: Final = Reply(Result.UNAVAILABLE)
 
 
@@ -44,6 +53,8 @@ class Exchange:
 
     server: Any = field(repr=False)
     user: str
+    account: str
+    """What its guesses are counted under."""
     entry: Entry | None = field(repr=False)
 
 
@@ -57,18 +68,21 @@ class Verifier:
         self._slots = Slots()
         self._key = secrets.token_bytes(32)
         self._successes: OrderedDict[bytes, float] = OrderedDict()
+        self._spellings: OrderedDict[str, str] = OrderedDict()
         self._room: dict[str, asyncio.Event] = {}
 
     def configure(self, config: Config, stores: Stores) -> None:
         """Take a new configuration; what was counted stays."""
         self._rules = config.auth
+        self.stores.close()
         self.stores = stores
         self.throttle.configure(config.auth)
         self.throttle.forget_failed_passwords()
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Let the threads end, hang up on directories."""
         self._slots.close()
+        self.stores.close()
 
     async def answer(self, question: Question, client: str, listener: str, exchange: list[Exchange]) -> Reply:
         """Look at one question. ``exchange`` holds SCRAM's state between its two; never raises."""
@@ -94,22 +108,49 @@ class Verifier:
     # --- password and CRAM-MD5 -------------------------------------------------------------------------------------
     async def _check(self, question: Question, client: str, listener: str) -> Reply:
         user = question.user
-        accounts = self.stores.accounts(listener)
-        if accounts is None:
-            return Reply(Result.UNAVAILABLE, user=user, why="no store can be read")
-        entry = accounts.get(fold(user))
-        account = fold(user)[:NAME_OCTETS]
+        found = await self._find(user, client, listener)
+        if isinstance(found, Reply):
+            return found
+        entry = found
+        account = fold(user if entry is None else entry.account.name)[:NAME_OCTETS]
         mark = self._mark(account, entry, question) if question.step is Step.PLAIN else b""
         blocked = await self._admitted(account, client, mark)
         if blocked is not None:
             return Reply(blocked.result, user=user, why=blocked.why)
         try:
-            right = await self._is_right(entry, question, account, client, mark)
+            answer = await self._is_right(entry, question, account, client, mark)
         except SlotsFull:
             return Reply(Result.UNAVAILABLE, user=user, why="too many logins at once")
+        except StoreAway as away:
+            if away.shown:
+                self.throttle.uncertain(account, mark, time.monotonic())
+            return Reply(Result.UNAVAILABLE, user=user, why=str(away))
         finally:
             self._leave(account)
-        return self._judged(entry, account, user, client, mark, right=right)
+        return self._judged(entry, answer, account, user, client, mark)
+
+    async def _find(self, user: str, client: str, listener: str) -> Entry | Reply | None:
+        """The account that a name means, None when there is none; or why nobody may ask for it now."""
+        chain = self.stores.chain(listener)
+        if chain is None:
+            return Reply(Result.UNAVAILABLE, user=user, why="no store can be read")
+        name = fold(user)
+        now = time.monotonic()
+        if self.throttle.client_blocked(client, now) and not self.throttle.knows(
+            self._spellings.get(name, name)[:NAME_OCTETS], client, now
+        ):
+            return Reply(Result.BLOCKED, user=user, why="too many failures of this client")
+        try:
+            for store in chain:
+                entry = store.entries.get(name) if isinstance(store, Accounts) else await store.find(user)
+                if entry is not None:
+                    return entry
+        except StoreAway as away:
+            return Reply(Result.UNAVAILABLE, user=user, why=str(away))
+        except Ambiguous as problem:
+            self.throttle.failed(name[:NAME_OCTETS], client, b"", time.monotonic())
+            return Reply(Result.REFUSED, user=user, why=str(problem))
+        return None
 
     async def _admitted(self, account: str, client: str, mark: bytes) -> Reply | None:
         """None when a store may be asked, which is noted as under way; else why not."""
@@ -130,6 +171,8 @@ class Verifier:
             except TimeoutError:
                 pass
             now = time.monotonic()
+            if mark and throttle.just_failed(mark, now):  # the same one, sent twice at once
+                return Reply(Result.REFUSED, why="this password failed a moment ago")
         throttle.begin(account)
         return None
 
@@ -139,33 +182,50 @@ class Verifier:
         if event is not None:
             event.set()
 
-    async def _is_right(self, entry: Entry | None, question: Question, account: str, client: str, mark: bytes) -> bool:
+    async def _is_right(
+        self, entry: Entry | None, question: Question, account: str, client: str, mark: bytes
+    ) -> Answer:
         if entry is None:
-            return False
-        secret = entry.secret
+            return Answer(right=False, why="no such account")
+        if entry.barred:
+            return Answer(right=False, why=entry.barred)
         if question.step is Step.CRAM:
-            wanted = cram_digest(secret, question.challenge)
-            return wanted is not None and hmac.compare_digest(wanted.encode(), question.proof)
-        if not is_slow(secret):
-            return check(secret, question.proof)
+            for secret in entry.secrets:
+                wanted = cram_digest(secret, question.challenge)
+                if wanted is not None:
+                    return _RIGHT if hmac.compare_digest(wanted.encode(), question.proof) else _WRONG
+            return Answer(right=False, why="its stored password cannot be used for CRAM-MD5")
+        if entry.bind is not None:
+            return await entry.bind(question.proof)
+        slow = [secret for secret in entry.secrets if is_slow(secret)]
+        if any(check(secret, question.proof) for secret in entry.secrets if not is_slow(secret)):
+            return _RIGHT
+        if not slow:
+            return _WRONG
         now = time.monotonic()
         if now - self._successes.get(mark, -SUCCESS_S) < SUCCESS_S:
-            return True
+            return _RIGHT
         turn = Turn.KNOWN if self.throttle.knows(account, client, now) else Turn.STRANGER
-        right = await self._slots.run(turn, lambda: check(secret, question.proof))
-        if right:
-            self._successes[mark] = now
-            if len(self._successes) > SUCCESSES_MAX:
-                self._successes.popitem(last=False)
-        return right
+        if not await self._slots.run(turn, lambda: any(check(secret, question.proof) for secret in slow)):
+            return _WRONG
+        self._successes[mark] = now
+        if len(self._successes) > SUCCESSES_MAX:
+            self._successes.popitem(last=False)
+        return _RIGHT
 
-    def _judged(self, entry: Entry | None, account: str, user: str, client: str, mark: bytes, *, right: bool) -> Reply:
+    def _judged(self, entry: Entry | None, answer: Answer, account: str, user: str, client: str, mark: bytes) -> Reply:
         now = time.monotonic()
-        if right and entry is not None:
+        if answer.right and entry is not None:
             self.throttle.succeeded(account, client, now)
-            return Reply(Result.OK, account=entry.account, user=entry.account.name)
+            name = fold(user)
+            if name != account:
+                self._spellings[name] = account
+                if len(self._spellings) > SPELLINGS_MAX:
+                    self._spellings.popitem(last=False)
+            who = answer.account or entry.account
+            return Reply(Result.OK, account=who, user=who.name)
         self.throttle.failed(account, client, mark, now)
-        return Reply(Result.REFUSED, user=user, why="wrong password" if entry is not None else "no such account")
+        return Reply(Result.REFUSED, user=user, why=answer.why)
 
     def _mark(self, account: str, entry: Entry | None, question: Question) -> bytes:
         """A keyed hash of account, stored and given password: another as soon as one of them is."""
@@ -177,60 +237,74 @@ class Verifier:
 
     @staticmethod
     def _stored(entry: Entry) -> bytes:
-        secret = entry.secret
-        return b"\0".join(
+        return entry.stamp + b"\0".join(
             value if isinstance(value, bytes) else str(value).encode()
+            for secret in entry.secrets
             for value in (getattr(secret, name) for name in secret.__slots__)
         )
 
     # --- SCRAM -----------------------------------------------------------------------------------------------------
     async def _scram_first(self, question: Question, client: str, listener: str, exchange: list[Exchange]) -> Reply:
-        accounts = self.stores.accounts(listener)
-        if accounts is None:
-            return Reply(Result.UNAVAILABLE, why="no store can be read")
-        if self.throttle.client_blocked(client, time.monotonic()):
-            return Reply(Result.BLOCKED, why="too many failures of this client")
-        seen: list[Exchange] = []
+        try:
+            message = question.proof.decode()
+        except UnicodeDecodeError:
+            message = ""
+        named = _SCRAM_NAME.match(message)
+        if named is None:
+            self.throttle.guessed(client, time.monotonic())
+            return Reply(Result.REFUSED, why="malformed SCRAM message")
+        user = named[1].replace("=2C", ",").replace("=3D", "=")
+        found = await self._find(user, client, listener)
+        if isinstance(found, Reply):
+            return found
+        entry = found
+        salt = hmac.digest(self.stores.digest(listener), fold(user).encode(), "sha256")[:16]
 
-        def look_up(user: str) -> tuple[bytes, bytes, bytes, int]:
-            entry = accounts.get(fold(user))
-            seen.append(Exchange(None, user, entry))
-            salt = hmac.digest(self.stores.digest(listener), fold(user).encode(), "sha256")[:16]
-            found = None if entry is None else as_scram(entry.secret, salt)
-            if found is None:  # an account that does not exist looks like one that does (RFC 5802 §9)
-                seen[0].entry = None
-                found = Scram(4096, salt, secrets.token_bytes(32), secrets.token_bytes(32))
-            return found.salt, found.stored_key, found.server_key, found.iterations
+        def look_up(_: str) -> tuple[bytes, bytes, bytes, int]:
+            nonlocal entry
+            made = None
+            if entry is not None and not entry.barred:
+                scrams = (as_scram(secret, salt) for secret in sorted(entry.secrets, key=_is_other))
+                made = next((one for one in scrams if one is not None), None)
+            if made is None:  # an account that does not exist looks like one that does (RFC 5802 §9)
+                entry = None
+                made = Scram(4096, salt, secrets.token_bytes(32), secrets.token_bytes(32))
+            return made.salt, made.stored_key, made.server_key, made.iterations
 
+        account = fold(user if entry is None else entry.account.name)
         binding = ("tls-server-end-point", question.binding) if question.binding else None
         server = ScramMechanism(question.mechanism).make_server(look_up, channel_binding=binding)
         try:
-            message = question.proof.decode()
             await self._slots.run(Turn.STRANGER, lambda: server.set_client_first(message))
             first = server.get_server_first()
-        except (ScramException, UnicodeDecodeError):
+        except ScramException:
             self.throttle.guessed(client, time.monotonic())
-            return Reply(Result.REFUSED, user=seen[0].user if seen else "", why="malformed SCRAM message")
+            return Reply(Result.REFUSED, user=user[:NAME_OCTETS], why="malformed SCRAM message")
         except SlotsFull:
             return _UNAVAILABLE
-        exchange[:] = [Exchange(server, seen[0].user[:NAME_OCTETS], seen[0].entry)]
+        exchange[:] = [Exchange(server, user[:NAME_OCTETS], account[:NAME_OCTETS], entry)]
         return Reply(Result.GO_ON, first.encode())
 
     async def _scram_final(self, question: Question, client: str, exchange: list[Exchange]) -> Reply:
         if not exchange:
             return Reply(Result.UNAVAILABLE, why="the exchange was forgotten")
         now = exchange.pop()
-        account = fold(now.user)
+        account = now.account
         blocked = await self._admitted(account, client, b"")
         if blocked is not None:
             return Reply(blocked.result, user=now.user, why=blocked.why)
         try:
             now.server.set_client_final(question.proof.decode())
             octets = now.server.get_server_final().encode()
-            right = True
+            answer = _RIGHT
         except (ScramException, UnicodeDecodeError):
-            octets, right = b"", False
+            octets, answer = b"", _WRONG if now.entry is not None else Answer(right=False, why="no such account")
         finally:
             self._leave(account)
-        reply = self._judged(now.entry, account, now.user, client, b"", right=right)
+        reply = self._judged(now.entry, answer, account, now.user, client, b"")
         return Reply(reply.result, octets, reply.account, reply.user, reply.why)
+
+
+def _is_other(secret: Secret) -> bool:
+    """Sorts what is made for SCRAM before what it would have to be made from."""
+    return not isinstance(secret, Scram)

@@ -10,10 +10,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from relay.auth.abilities import Abilities
 from relay.auth.filestore import StoreError, read
+from relay.auth.ldapstore import abilities
 from relay.auth.question import Unpacker, pack
 from relay.auth.stores import ORDER, offered, stores_of
 from relay.cli.options import DEFAULT_CONFIG, CommandFailed, ConfigOption, JsonOption
+from relay.config.auth import Mechanism
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.hub.frames import REQUEST, VERSION, Ask
@@ -27,12 +30,18 @@ PATIENCE_S: Final = 5.0
 def matrix(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Show which mechanisms the accounts of each store can use, and what each listener offers."""
     loaded = load(config, os.environ)
-    held = {}
+    held: dict[str, Abilities] = {}
+    sizes: dict[str, int] = {}
     for store in loaded.auth.stores:
+        if store.path is None:
+            held[store.name] = abilities(store)
+            continue
         try:
-            held[store.name] = read(store.path)
+            accounts = read(store.path)
         except StoreError as error:
             raise CommandFailed(str(error)) from None
+        held[store.name] = accounts.abilities
+        sizes[store.name] = len(accounts.entries)
     listeners = {
         listener.name: [str(one) for one in offered(loaded, listener, held)]
         for listener in loaded.listener
@@ -40,24 +49,27 @@ def matrix(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     }
     if as_json:
         stores = {
-            name: {
-                "accounts": len(accounts.entries),
-                "mechanisms": {str(one): accounts.lacking.get(one) is None for one in ORDER},
-            }
-            for name, accounts in held.items()
+            name: {"accounts": sizes.get(name), "mechanisms": {str(one): one in able.mechanisms for one in ORDER}}
+            for name, able in held.items()
         }
         typer.echo(json.dumps({"stores": stores, "listeners": listeners}, indent=2))
         return
     if not held:
         typer.echo("no store: nobody can log in; see auth.stores in the configuration")
-    for name, accounts in held.items():
-        typer.echo(f"store {name}, {len(accounts.entries):,} accounts")
+    for name, able in held.items():
+        typer.echo(f"store {name}, {sizes[name]:,} accounts" if name in sizes else f"store {name}, a directory")
         for one in ORDER:
-            lacking = accounts.lacking.get(one)
-            typer.echo(f"  {one:20}{'every account' if lacking is None else f'not every account, e.g. not {lacking}'}")
+            typer.echo(f"  {one:20}{_serves(able, one, counted=name in sizes)}")
     for name, mechanisms in listeners.items():
         asked = ", ".join(store.name for store in stores_of(loaded, name)) or "no store"
         typer.echo(f"listener {name} ({asked}) offers {' '.join(mechanisms) or 'nothing'}")
+
+
+def _serves(able: Abilities, mechanism: Mechanism, *, counted: bool) -> str:
+    why = able.lacking.get(mechanism)
+    if why is None:
+        return "every account"
+    return f"not every account, e.g. not {why.removeprefix('account ')}" if counted else f"no: {why}"
 
 
 @app.command()

@@ -67,7 +67,7 @@ def build(config: ConfigOption = DEFAULT_CONFIG) -> None:
     When a source cannot be read or the result cannot be right, the snapshot in use stays and the exit code is 1.
     """
     loaded = load(config, os.environ)
-    if loaded.directory.ldap:
+    if loaded.directory.readings:
         readings.sync_now(loaded, Purpose.ASKED, as_json=False)
         return
     try:
@@ -138,7 +138,7 @@ def _status(config: Config, now: float) -> dict[str, Any]:
             {"type": source.type, "path": str(source.path), "state": _source_state(source.path, current.get("created"))}
             for source in config.directory.sources
         ],
-        "directories": readings.remembered(config, now) if config.directory.ldap else None,
+        "directories": readings.remembered(config, now) if config.directory.readings else None,
     }
 
 

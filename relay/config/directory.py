@@ -100,3 +100,8 @@ class Directory(Section):
     """32 octets that key the address hashes; default: SPOOL/directory/key, made at the first build."""
     restriction_attribute: Attribute = "smtpdSenderRestrictions"
     """LDIF and LDAP attribute that restricts a sender when its value is TRUE; any other text but FALSE is the reply's text."""
+
+    @property
+    def readings(self) -> list[LdapProfile]:
+        """The directories that are read for the snapshot; the others serve logins alone."""
+        return [profile for profile in self.ldap if profile.recipients]

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from relay.config.invalid import Invalid
-from relay.config.section import Attribute, FilePath, Seconds, Section
+from relay.config.section import Attribute, FilePath, Seconds, Section, ldap_filter
 from relay.mail.address import is_domain
 
 PRESETS: Final = ("active-directory", "exchange", "openldap", "rit-schema")
@@ -79,18 +79,6 @@ def _pin(value: str) -> str:
     return value
 
 
-def _filter(value: str) -> str:
-    depth = 0
-    for position, character in enumerate(value):
-        depth += (character == "(") - (character == ")")
-        if depth < 0 or (depth == 0 and position != len(value) - 1):
-            break
-    else:
-        if depth == 0 and (not value or value.startswith("(")):
-            return value
-    raise Invalid("the brackets of this filter do not match", "write one filter in brackets, e.g. (&(mail=*)(!(x=y)))")
-
-
 def _name(value: str) -> str:
     if re.fullmatch(r"[a-z][a-z0-9-]{0,30}", value) is None:
         raise Invalid(f'"{value}" is not a short name', "write up to 31 of a-z, 0-9 and -, a letter first, e.g. ad")
@@ -149,6 +137,8 @@ class LdapProfile(Section):
     """false takes any certificate, so that anyone on the way can pose as the directory. Shown by every check."""
     tls_server_name: str = ""
     """The name in the certificate, where the URL has an address."""
+    recipients: bool = True
+    """false: nothing is read from it for the snapshot; it serves logins alone (``[[auth.stores]]``)."""
     bind: Annotated[str, Field(max_length=512)] = ""
     """Who asks: a DN, user@example.com or DOMAIN\\user; empty: anonymous, which Active Directory refuses."""
     password_file: FilePath | None = None
@@ -161,7 +151,7 @@ class LdapProfile(Section):
     """Where to search; empty: what the server names as its naming context."""
     scope: Literal["sub", "one", "base"] = "sub"
     """Everything below the base, its direct children, or the base alone."""
-    filter: Annotated[str, AfterValidator(_filter), Field(max_length=4096)] = ""
+    filter: Annotated[str, AfterValidator(ldap_filter), Field(max_length=4096)] = ""
     """LDAP filter of the entries to read; empty: the preset's."""
     kinds: list[Literal["users", "shared", "contacts", "groups", "dynamic-groups", "public-folders"]] | None = None
     """Active Directory presets: which objects give recipients; none: all of them. Shared and room mailboxes are disabled

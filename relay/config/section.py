@@ -58,6 +58,19 @@ def label(value: str) -> str:
     return value
 
 
+def ldap_filter(value: str) -> str:
+    """An LDAP filter whose brackets match; the directory's own modules look at the rest. Raises Invalid."""
+    depth = 0
+    for position, character in enumerate(value):
+        depth += (character == "(") - (character == ")")
+        if depth < 0 or (depth == 0 and position != len(value) - 1):
+            break
+    else:
+        if depth == 0 and (not value or value.startswith("(")):
+            return value
+    raise Invalid("the brackets of this filter do not match", "write one filter in brackets, e.g. (&(mail=*)(!(x=y)))")
+
+
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_anchored)]
 Seconds = Annotated[float, Field(gt=0, le=DAY_S)]
 Attribute = Annotated[str, AfterValidator(_attribute)]

@@ -6,6 +6,7 @@ can report these faults together with those of single keys. It must not open fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -187,11 +188,61 @@ def _peers(tables: Mapping[str, object]) -> Iterator[Fault]:
 
 
 def _stores(tables: Mapping[str, object]) -> Iterator[Fault]:
-    """Stores that listeners name and nobody has written."""
+    """Stores that listeners name and nobody has written, and keys of a store that do not go together."""
     written = {text for _, text in _texts(tables, "auth", "stores", EVERY, "name")}
     for at, text in _texts(tables, "listener", EVERY, "stores", EVERY):
         if text not in written:
             yield Fault(at, f'there is no store named "{text}"', "write one of the names in auth.stores")
+    directories = {text for _, text in _texts(tables, "directory", "ldap", EVERY, "name")}
+    for at, store in _each(tables, ("auth", "stores", EVERY)):
+        if not isinstance(store, Mapping):
+            continue
+        match store.get("type"):
+            case "file":
+                if store.get("path") is None:
+                    yield Fault((*at, "path"), "there is no path", 'write path = "/etc/dmz-relay/users"')
+                if store.get("directory"):
+                    yield Fault(
+                        (*at, "directory"), "the accounts of this store stand in a file", "remove it, or the path"
+                    )
+            case "ldap":
+                yield from _directory_store(at, store, directories)
+
+
+def _directory_store(at: KeyPath, store: Mapping[str, object], directories: Collection[str]) -> Iterator[Fault]:
+    known = ", ".join(sorted(directories)) or "there is none yet"
+    if store.get("path") is not None:
+        yield Fault((*at, "path"), "the accounts of this store stand in a directory", "remove it")
+    if store.get("directory") not in directories:
+        yield Fault(
+            (*at, "directory"),
+            f'there is no directory named "{store.get("directory") or ""}"',
+            f"write the name of a [[directory.ldap]] ({known}); with recipients = false it serves logins alone",
+        )
+    check, names, domains = store.get("check", "bind"), store.get("names", "as-typed"), store.get("domains") or []
+    if store.get("mechanisms") and check != "attribute":
+        yield Fault(
+            (*at, "mechanisms"),
+            "the directory checks passwords itself and has to be shown them, which is PLAIN and LOGIN",
+            'remove it, or write check = "attribute" where stored passwords can be read',
+        )
+    if names in {"add-domain", "windows"} and not domains:
+        yield Fault((*at, "names"), "no domain is named to add", 'write domains = ["example.com"]')
+    bind_name = store.get("bind_name") or ""
+    if (check == "fastbind") != bool(bind_name):
+        what = "nobody is named who binds" if check == "fastbind" else f"with check = {check} the name is searched for"
+        yield Fault(
+            (*at, "bind_name"), what, 'write bind_name = "uid=%U,ou=People,dc=example,dc=org" with fastbind alone'
+        )
+    elif isinstance(bind_name, str) and bind_name:
+        places = set(re.findall(r"%(.)", bind_name)) - {"%"}
+        one = names in {"add-domain", "windows"} and isinstance(domains, list) and len(domains) == 1
+        if not places & {"u", "U"} or not places <= ({"u", "U", "d"} if one else {"U"}):
+            yield Fault(
+                (*at, "bind_name"),
+                "one account could be written in several ways, each with guesses of its own",
+                'write %U, or %u with names = "add-domain" or "windows" and one of domains',
+            )
 
 
 def _transport(tables: Mapping[str, object]) -> Iterator[Fault]:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 MESSAGE_OCTETS: Final = 64 << 20
 """Largest message read. A group of 5,000 members has half a megabyte; Active Directory hands out ranges beyond 1,500."""
 
+BIND_RESPONSE: Final = 0x61
 SEARCH_ENTRY: Final = 0x64
 SEARCH_DONE: Final = 0x65
 SEARCH_REFERENCE: Final = 0x73
@@ -214,8 +215,18 @@ def paged(size: int, cookie: bytes) -> bytes:
     return tlv(0xA0, tlv(0x30, tlv(4, PAGED_RESULTS) + tlv(1, b"\xff") + tlv(4, value)))
 
 
-def search(base: str, scope: int, compiled: bytes, attributes: Iterable[str]) -> bytes:
-    """A SearchRequest (RFC 4511 §4.5.1) that follows no alias and asks for no limit."""
-    limits = b"\x0a\x01\x00" + integer(0) + integer(0) + b"\x01\x01\x00"
+def search(base: str, scope: int, compiled: bytes, attributes: Iterable[str], most: int = 0) -> bytes:
+    """A SearchRequest (RFC 4511 §4.5.1) that follows no alias; ``most``: entries wanted, 0 for all."""
+    limits = b"\x0a\x01\x00" + integer(most) + integer(0) + b"\x01\x01\x00"
     names = b"".join(tlv(4, name.encode()) for name in attributes)
     return tlv(0x63, tlv(4, base.encode()) + bytes((0x0A, 1, scope)) + limits + compiled + tlv(0x30, names))
+
+
+def bind(name: str, password: bytes) -> bytes:
+    """A simple BindRequest of version 3 (RFC 4511 §4.2). The caller has refused empty passwords: they log in nobody."""
+    return tlv(0x60, integer(3) + tlv(4, name.encode()) + tlv(0x80, password))
+
+
+STARTTLS: Final = tlv(0x77, tlv(0x80, b"1.3.6.1.4.1.1466.20037"))
+"""An ExtendedRequest (RFC 4511 §4.14)."""
+UNBIND: Final = b"\x42\x00"

@@ -94,6 +94,20 @@ def preload() -> None:
     _import()
 
 
+def compile_filter(text: str, where: str = "") -> bytes:
+    """A filter (RFC 4515) as it goes over the wire. Raises LdapFailure."""
+    ldap3 = _import()
+    search = importlib.import_module("ldap3.operation.search")
+    encode = importlib.import_module("pyasn1.codec.ber.encoder").encode
+    try:
+        parsed = search.parse_filter(
+            text, None, auto_escape=False, auto_encode=False, validator=None, check_names=False
+        ).elements[0]
+        return bytes(encode(search.compile_filter(parsed)))
+    except (ldap3.core.exceptions.LDAPExceptionError, ValueError, IndexError, TypeError) as error:
+        raise LdapFailure(Reason.FILTER, f"the filter {text} cannot be read: {_plain(error)}", where) from None
+
+
 class Connection:
     """An open, authenticated connection. ``root`` is the root DSE, ``certificate`` None in clear."""
 
@@ -277,16 +291,7 @@ class Connection:
 
     def compiled(self, text: str) -> bytes:
         """A filter as it goes over the wire. Raises LdapFailure."""
-        ldap3 = _import()
-        search = importlib.import_module("ldap3.operation.search")
-        encode = importlib.import_module("pyasn1.codec.ber.encoder").encode
-        try:
-            parsed = search.parse_filter(
-                text, None, auto_escape=False, auto_encode=False, validator=None, check_names=False
-            ).elements[0]
-            return bytes(encode(search.compile_filter(parsed)))
-        except (ldap3.core.exceptions.LDAPExceptionError, ValueError, IndexError, TypeError) as error:
-            raise self._failure(Reason.FILTER, f"the filter {text} cannot be read: {_plain(error)}") from None
+        return compile_filter(text, self.server.url)
 
     def base(self) -> str:
         """Where to search when the configuration does not say. Raises LdapFailure."""

@@ -83,8 +83,11 @@ class LdapFailure(Exception):
         return CURES[self.reason]
 
 
+NO_LOGON_SERVER: Final = "no domain controller could check it"
+"""The one meaning that says nothing about the password."""
 _AD_DATA: Final = re.compile(r"AcceptSecurityContext error, data ([0-9a-fA-F]+)")
 _AD_MEANINGS: Final[dict[str, str]] = {
+    "51f": NO_LOGON_SERVER,
     "525": "there is no such user",
     "52e": "wrong password (or no such user)",
     "530": "the account may not log in at this hour",
@@ -121,12 +124,17 @@ _CODES: Final[dict[int, tuple[Reason, str]]] = {
 }
 
 
+def ad_meaning(diagnostic: str) -> str:
+    """What Active Directory's number in a refused login means; "" for other words."""
+    data = _AD_DATA.search(diagnostic)
+    return _AD_MEANINGS.get(data[1].lower(), "") if data else ""
+
+
 def decoded(code: int, diagnostic: str, where: str) -> LdapFailure:
     """The failure that a result code other than success (0) stands for, with the server's own words."""
     reason, what = _CODES.get(code, (Reason.OTHER, "the server refused"))
-    data = _AD_DATA.search(diagnostic)
-    meaning = _AD_MEANINGS.get(data[1].lower()) if data else None
-    if meaning is not None:
+    meaning = ad_meaning(diagnostic)
+    if meaning:
         what = f"{what}: {meaning}"
     said = "".join(c if c.isprintable() else "?" for c in diagnostic)[:200]
     return LdapFailure(reason, f"{what} (result {code}{f': {said}' if said else ''})", where)

@@ -70,7 +70,7 @@ class Schedule:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if seconds is not None and self._config is not None and self._config.directory.ldap:
+        if seconds is not None and self._config is not None and self._config.directory.readings:
             self._timer = self._loop.call_later(seconds, self._begin)
 
     def _first(self) -> float:
@@ -79,7 +79,7 @@ class Schedule:
         created = created_of(self._config.snapshot_path)
         directory = self._config.directory
         last = read_state(state_path(self._config.snapshot_path))
-        known = set(last.profiles) == {profile.name for profile in directory.ldap}
+        known = set(last.profiles) == {profile.name for profile in directory.readings}
         if created is None or not known:
             return FIRST_S
         return max(FIRST_S, created + self._varied(directory.sync_s) - time.time())

@@ -149,7 +149,7 @@ def _read(
     whole, left_out = gather(config, day_of(now))
     tally.skipped.update(left_out.skipped)
     tally.examples += left_out.examples
-    for profile in config.directory.ldap:
+    for profile in config.directory.readings:
         one, reading = read_profile(config, profile, passwords[profile.name], tally, progress)
         readings.append(reading)
         if whole.addresses:
@@ -178,7 +178,7 @@ def _put(
     numbers: dict[str, int],
 ) -> int:
     said = origin(config)
-    said["directories"] = [profile.name for profile in config.directory.ldap]
+    said["directories"] = [profile.name for profile in config.directory.readings]
     said["counts"] = numbers
     unchanged = old is not None and found.none
     if old is not None and not unchanged:

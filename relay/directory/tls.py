@@ -42,7 +42,11 @@ def context(profile: LdapProfile) -> ssl.SSLContext:
 
 def shown(wrapped: ssl.SSLSocket, profile: LdapProfile, server: LdapServer) -> PeerCertificate:
     """What the server showed, its pin checked where the profile has any. Raises LdapFailure."""
-    der = wrapped.getpeercert(binary_form=True)
+    return pinned(wrapped.getpeercert(binary_form=True), profile, server)
+
+
+def pinned(der: bytes | None, profile: LdapProfile, server: LdapServer) -> PeerCertificate:
+    """A server's certificate, its pin checked where the profile has any. Raises LdapFailure."""
     if der is None:
         raise LdapFailure(Reason.CERTIFICATE, "the server showed no certificate", server.url)
     try:

@@ -272,7 +272,7 @@ class Member:
         self._writer = LogWriter(child.config.log.file)
         self._adopt_log()
         if child.config.auth.stores:
-            self._hub.desk = _desk(child.config, loop)
+            self._hub.desk = _desk(child.config, child.secrets, loop)
         self._drained = asyncio.Event()
         self._control = Control(child.control, loop, child.config.process.heartbeat_timeout_s)
         self._control.on(Prepare, self._prepare)
@@ -302,8 +302,10 @@ class Member:
         stores: Stores | None = None
         if message.config.auth.stores:
             try:
-                stores, problems = importlib.import_module("relay.auth.stores").prepare(message.config)
                 load(message.config)
+                stores, problems = importlib.import_module("relay.auth.stores").prepare(
+                    message.config, message.secrets.directory_passwords
+                )
             except ImportError as error:
                 self._control.send(Refused(f"the first auth.stores need a restart: {error}"))
                 return
@@ -320,7 +322,7 @@ class Member:
             if self._hub.desk is not None:
                 self._hub.desk.commit(self._config, stores)
             elif stores is not None:
-                self._hub.desk = _desk(self._config, self._loop)
+                self._hub.desk = _desk(self._config, self._secrets, self._loop)
             self._adopt_log()
             self._read_directories()
 
@@ -360,11 +362,11 @@ def _told(outcome: Outcome) -> None:
 def load(config: Config) -> None:
     """Import what checks logins, while that is still possible: some libraries, which no other process needs."""
     if config.auth.stores:
-        importlib.import_module("relay.auth.server").preload()
+        importlib.import_module("relay.auth.server").preload(config)
 
 
-def _desk(config: Config, loop: asyncio.AbstractEventLoop) -> Desk:
-    made: Desk = importlib.import_module("relay.auth.server").Desk(config, loop)
+def _desk(config: Config, secrets: Secrets, loop: asyncio.AbstractEventLoop) -> Desk:
+    made: Desk = importlib.import_module("relay.auth.server").Desk(config, secrets.directory_passwords, loop)
     return made
 
 

@@ -208,9 +208,19 @@ class Slapd:
     """One slapd. ``stop`` and ``start`` may be repeated: the data stays."""
 
     def __init__(
-        self, folder: Path, kind: Kind, entries: Iterable[str], authority: Authority, *, names: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        kind: Kind,
+        entries: Iterable[str],
+        authority: Authority,
+        *,
+        names: tuple[str, ...] = (),
+        access: tuple[str, ...] = (),
+        overlays: tuple[str, ...] = (),
     ) -> None:
+        """``access``: rules before its own; ``overlays``: lines at the end of the database's."""
         self.kind: Kind = kind
+        self._access, self._overlays = access, overlays
         self.folder = folder
         self.port, self.tls_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -232,14 +242,15 @@ class Slapd:
         self._config = self.folder / "slapd.conf"
         self._config.write_text("\n".join([
             *standard, f"include {_SCHEMA}", f"include {schema}", f"pidfile {self.folder}/slapd.pid",
-            "modulepath /usr/lib/ldap", "moduleload back_mdb", "moduleload syncprov",
+            "modulepath /usr/lib/ldap", "moduleload back_mdb", "moduleload syncprov", "moduleload ppolicy", "moduleload argon2",
             f"TLSCertificateFile {chain}", f"TLSCertificateKeyFile {key}", "threads 2", "loglevel 256",
             "sizelimit size.soft=1000 size.hard=1000 size.pr=1000 size.prtotal=unlimited",
-            'access to dn.base="" by * read',
+            'access to dn.base="" by * read', *self._access,
             "access to attrs=userPassword by anonymous auth by * none",
             f'access to * by dn.exact="{service}" read by anonymous auth by * none',
             "database mdb", f'suffix "{base}"', f'rootdn "cn=manager,{base}"', f"rootpw {PASSWORD}",
-            f"directory {self.folder}/db", "maxsize 1073741824", "dbnosync", "index objectClass,mail eq,pres", "overlay syncprov",
+            f"directory {self.folder}/db", "maxsize 1073741824", "dbnosync", "index objectClass,mail,uid eq,pres", "overlay syncprov",
+            *self._overlays,
         ]) + "\n")  # fmt: skip
 
     @property
@@ -290,6 +301,10 @@ class Slapd:
     def searches(self) -> int:
         """How many searches it was ever asked."""
         return (self.folder / "slapd.log").read_text(errors="replace").count(" SRCH base=")
+
+    def binds(self, dn: str) -> int:
+        """How many times it was shown a password for ``dn``."""
+        return (self.folder / "slapd.log").read_text(errors="replace").count(f'BIND dn="{dn}" method=128')
 
     def modify(self, text: str) -> None:
         """Change records (LDIF), as the manager."""
