@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--users", type=_file, metavar="FILE", help="name:password:address a line: who may log in on 587 and 465"
     )
+    made.add_argument("--auth", choices=("ldap",), help="ldap: who may log in stands in the directory of --ldap, too")
     made.add_argument("--next-hop", type=_endpoint, required=True, metavar="HOST:PORT", help="serves the domains")
     made.add_argument("--default-next-hop", type=_endpoint, metavar="HOST:PORT", help="serves every other domain")
     made.add_argument("--next-hop-timeout-s", type=float, metavar="S", help="limits every step towards a next hop")
@@ -167,10 +168,13 @@ def configuration(options: argparse.Namespace, domains: list[str]) -> str:
     for role, option in ROLES:
         if (address := getattr(options, option)) is not None:
             lines += _table("[[listener]]", name=role, address=address, role=role)
-    if options.users:
+    if options.users or options.auth:
         # Everything comes from one address here, so only the budget of each account is what it is when shipped.
         lines += _table("[auth]", client_failures=10_000, network_failures=100_000)
+    if options.users:
         lines += _table("[[auth.stores]]", name="local", type="file", path=options.users)
+    if options.auth:
+        lines += _table("[[auth.stores]]", name="ldap", type="ldap", directory="ldap")
     lines += _table("[[domain]]", names=domains, recipients="directory")
     lines += _table("[[route]]", domains=domains, next_hops=[_next_hop(options.next_hop)])
     if options.default_next_hop:
@@ -276,6 +280,8 @@ def main() -> None:
     options = made.parse_args()
     if not options.recipients and not options.ldap:
         made.error("give --recipients, --ldap, or both")
+    if options.auth and not options.ldap:
+        made.error("--auth ldap needs --ldap")
     if not options.recipients and not options.domains:
         made.error("--ldap without --recipients needs --domains")
     options.state.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "explain": "relay.cli.explain:explain",
     "probe": "relay.cli.probe:probe",
     "auth": "relay.cli.auth:app",
+    "login": "relay.cli.login:login",
     "hash-password": "relay.cli.hash_password:hash_password",
     "queue": "relay.cli.queue:app",
     "version": "relay.cli.main:version",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.bed.certificates import Authority
+from tests.bed.relay import ROOT as REPOSITORY
+from tests.bed.relay import toml
 from tests.bed.waiting import PATIENCE_S
 from tests.bed.wire import letter
 from tests.submission.directory_world import PASSWORD, ROOT, STORES, Directory
@@ -221,3 +225,59 @@ def test_no_password_is_in_a_log(world: Directory) -> None:
     told = world.relay.complaints() + "\n".join(world.relay.log_lines())
     assert PASSWORD not in told
     assert "Relay-Passw0rd" not in told
+
+
+def relay_login(world: Directory, *arguments: str, password: str = PASSWORD) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "relay", "login", *arguments, "--config", world.relay.config_file],
+        input=f"{password}\n", capture_output=True, text=True, cwd=REPOSITORY, timeout=PATIENCE_S * 3, check=False,
+    )  # fmt: skip
+
+
+def test_relay_login_tells_mechanism_store_steps_and_result(world: Directory) -> None:
+    done = relay_login(world, "bob@example.com", "--listener", "chain")
+    assert done.stdout.splitlines() == [
+        "listener chain, mechanism PLAIN",
+        "store local (file): no such account",
+        "store people (directory people, bind): account bob; the directory checks the password",
+        "result: 235 logged in",
+        "account bob may send as bob@example.com",
+        "the relay has not counted this; a directory counts a wrong password all the same",
+    ]
+    assert done.returncode == 0
+    for mechanism in ("CRAM-MD5", "SCRAM-SHA-256", "LOGIN"):
+        done = relay_login(world, "clea", "--listener", "clear", "--mechanism", mechanism, "--json")
+        told = json.loads(done.stdout)
+        assert (told["mechanism"], told["result"], told["account"], told["addresses"]) == (
+            mechanism, "ok", "clea", ["clea@example.com"],
+        )  # fmt: skip
+    refused = relay_login(world, "ann", "--listener", "people", password="wrong")
+    assert "result: 535 refused: wrong password\n" in refused.stdout
+    assert refused.returncode == 1
+    assert (
+        "result: 535 refused: the name fits several entries of people\n"
+        in relay_login(world, "twin@example.com", "--listener", "people").stdout
+    )
+    assert "offers PLAIN LOGIN" in relay_login(world, "ann", "--listener", "people", "--mechanism", "CRAM-MD5").stderr
+    assert 'at the listener "mx"' in relay_login(world, "ann", "--listener", "mx").stderr
+
+
+def test_what_a_store_cannot_verify_is_refused_at_load_with_the_reason(world: Directory) -> None:
+    auth = {**world.relay.config["auth"], "mechanisms": ["CRAM-MD5", "SCRAM-SHA-256"]}
+    broken = {**world.relay.config, "auth": auth}
+    file = world.relay.config_file.with_name("broken.toml")
+    file.write_text(toml(broken))
+    done = subprocess.run(
+        [sys.executable, "-m", "relay", "serve", "--config", file],
+        capture_output=True, text=True, cwd=REPOSITORY, timeout=PATIENCE_S * 3, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    shown = "the directory checks the password itself and has to be shown it"
+    for cell in (
+        f"people (bind: {shown})",
+        f"fast (fastbind: {shown})",
+        "hash (auth.stores hash does not list it in mechanisms)",
+    ):
+        assert done.stderr.count(cell) == 2, done.stderr
+    assert re.search(r"CRAM-MD5 cannot be verified by .*scram \(auth\.stores scram does not list it", done.stderr)
+    assert re.search(r"SCRAM-SHA-256 cannot be verified by .*cram \(auth\.stores cram does not list it", done.stderr)
