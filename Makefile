@@ -42,6 +42,9 @@ unit: venv ## the fast tests only
 bench: install ## the table against Postfix (root; some ten minutes); the table is all that goes to standard output
 	@$(PY) bench/run.py
 
+bench-abuse: install ## what clients in the way, broken sessions, an outage and a backlog cost everybody else
+	@$(PY) bench/abuse.py
+
 bench-directory: install ## full synchronisations of a directory of 10,000 and 100,000 entries
 	@$(PY) bench/directory.py
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,22 @@ def cpu(pids: list[int]) -> float:
     )
 
 
-def measure(count: int, *, express: bool, parked: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a backlog was seen to cost."""
+
+    start_s: float
+    median_ms: float
+    megabytes: float
+
+
+def say(text: str) -> None:
+    """To standard error: standard output is for tables."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(count: int, *, express: bool, parked: bool) -> Seen:
+    """Run it once, telling all there is to tell on standard error."""
     with tempfile.TemporaryDirectory(prefix="dmz-relay-backlog-") as name, NextHopOf() as hop:
         dead = f"127.0.0.1:{free_port()}"
         relay = RelayRunner(
@@ -112,9 +127,10 @@ def measure(count: int, *, express: bool, parked: bool) -> None:
         relay.start(build=False)
         with relay.client() as client:
             client.open()
-            print(f"\n{count} messages waiting, {'express' if express else 'durable'}{', parked' if parked else ''}")
-            print(f"  put in                       {took:8.1f} s")
-            print(f"  start to first greeting      {time.monotonic() - begun:8.2f} s")
+            start_s = time.monotonic() - begun
+            say(f"\n{count} messages waiting, {'express' if express else 'durable'}{', parked' if parked else ''}")
+            say(f"  put in                       {took:8.1f} s")
+            say(f"  start to first greeting      {start_s:8.2f} s")
             tree = [relay.supervisor, *children_of(relay.supervisor)]
             at, spent = time.monotonic(), cpu(tree)
             delays = []
@@ -127,12 +143,13 @@ def measure(count: int, *, express: bool, parked: bool) -> None:
                 time.sleep(0.02)
             delays.sort()
             share = (cpu(tree) - spent) / (time.monotonic() - at)
-        print(
+        say(
             f"  mail for others, until there {statistics.median(delays):8.1f} ms median, "
             f"{delays[int(len(delays) * 0.95)]:.1f} ms 95 %, {delays[-1]:.1f} ms longest"
         )
-        print(f"  CPU of the tree meanwhile    {share * 100:8.0f} % of one core")
-        print(f"  memory of the tree           {memory(tree):8.0f} MB")
+        megabytes = memory(tree)
+        say(f"  CPU of the tree meanwhile    {share * 100:8.0f} % of one core")
+        say(f"  memory of the tree           {megabytes:8.0f} MB")
         for what in (
             ["queue", "list"],
             ["queue", "summary"],
@@ -143,13 +160,14 @@ def measure(count: int, *, express: bool, parked: bool) -> None:
             relay.command(*what) if what != ["version"] else subprocess.run(
                 [sys.executable, "-m", "relay", "version"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
             )
-            print(f"  relay {' '.join(what):24.24} {time.monotonic() - before:7.2f} s")
+            say(f"  relay {' '.join(what):24.24} {time.monotonic() - before:7.2f} s")
         before = time.monotonic()
         relay.get("/metrics")
-        print(f"  GET /metrics                 {(time.monotonic() - before) * 1000:8.1f} ms")
+        say(f"  GET /metrics                 {(time.monotonic() - before) * 1000:8.1f} ms")
         before = time.monotonic()
         relay.stop()
-        print(f"  stop                         {time.monotonic() - before:8.2f} s", flush=True)
+        say(f"  stop                         {time.monotonic() - before:8.2f} s")
+        return Seen(start_s, statistics.median(delays), megabytes)
 
 
 class NextHopOf:
