@@ -231,7 +231,7 @@ def descriptors(target: b.Target, pids: Sequence[int]) -> int:
 
 
 def broken(state: Path, port: int) -> Iterator[Result]:
-    """What broken sessions leave behind. As many come before them twice: the heap has its size by then."""
+    """What broken sessions leave behind. As many come before them, three times: the heap has its size by then."""
     dice = random.Random(SEED)
 
     async def break_all(target: b.Target) -> None:
@@ -250,7 +250,7 @@ def broken(state: Path, port: int) -> Iterator[Result]:
 
     with run.relay(state, run.EXPRESS, port) as target:
         pids = b.tree(target.roots)
-        for _ in range(2):
+        for _ in range(3):
             asyncio.run(break_all(target))
             files, memory = settled(target, pids), b.pss_bytes(pids)
         asyncio.run(break_all(target))
