@@ -19,9 +19,10 @@ from relay.auth.secret import Secret, SecretError, read_secret, verifies
 from relay.config.auth import Mechanism, Store
 from relay.config.ldap import LdapProfile, LdapServer
 from relay.config.schema import Config
-from relay.directory import ber
+from relay.directory import ber, lockout
 from relay.directory.failure import NO_LOGON_SERVER, LdapFailure, Reason, ad_meaning, decoded
 from relay.directory.link import Link
+from relay.directory.lockout import EVERYTHING, Lockout, head_of
 from relay.directory.pool import Pool
 from relay.directory.presets import plan
 from relay.directory.template import PLACES, FilterTemplate, Login, any_of, first_text, name
@@ -35,7 +36,8 @@ SECRETS_MAX: Final = 8
 CHANGED: Final = ("pwdlastset", "pwdchangedtime", "modifytimestamp")
 """What changes with the password; the first that an entry has counts (Active Directory, ppolicy, everything)."""
 _DISABLED: Final = 2  # userAccountControl, ADS_UF_ACCOUNTDISABLE
-_ROOT: Final = ("defaultNamingContext", "namingContexts")
+POLICY_S: Final = 3600.0
+"""How often the directory is asked when it locks accounts."""
 
 # What a server says about the password, and about nothing else; all other codes are trouble of the directory.
 _WRONG: Final = {
@@ -91,6 +93,12 @@ class LdapStore:
             wanted.append(store.password_attribute.lower())
         self._wanted = tuple(dict.fromkeys(wanted))
         self._base = profile.base
+        self._is_ad = preset.is_ad
+        self.lockout: Lockout | None = None
+        """When the directory locks an account, as far as that is known."""
+        self._policy_due = 0.0
+        self._policy_known = False
+        self._reading: asyncio.Task[None] | None = None
         self.salt = hashlib.blake2b(password.encode(), digest_size=32, person=b"salts").digest()
         """Secret, and the same as long as the relay's own password is."""
         self._service = Pool(profile, password, store.connections, self._told, service=True)
@@ -106,6 +114,8 @@ class LdapStore:
         login = self._login(typed)
         if login is None:
             return None
+        if self.store.check != "attribute" and self._profile.bind:
+            await self._policy()
         if self.store.check == "fastbind":
             return self._unseen(login)
         try:
@@ -160,15 +170,36 @@ class LdapStore:
 
     async def _where(self, link: Link, until: float) -> str:
         if not self._base:
-            found, _ = await link.search("", 0, _EVERYTHING, _ROOT, 1, until)
-            root = found[0][1] if found else {}
-            contexts = [one for one in root.get("namingcontexts", []) if one]
-            self._base = first_text(root, "defaultNamingContext") or (
-                contexts[0].decode("utf-8", "replace") if len(contexts) == 1 else ""
-            )
+            self._base = await head_of(link, until)
             if not self._base:
                 raise LdapFailure(Reason.BASE, "the server does not say where to search", link.server.url)
         return self._base
+
+    async def _policy(self) -> None:
+        """Read when the directory locks accounts: before the first login, and now and then behind the others."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._policy_due:
+            self._policy_due = now + POLICY_S
+            self._reading = asyncio.create_task(self._read_policy())
+        if not self._policy_known and self._reading is not None:
+            await asyncio.shield(self._reading)
+
+    async def _read_policy(self) -> None:
+        async def read(link: Link, until: float) -> Lockout | None:
+            head = await head_of(link, until)
+            return await lockout.read(link, head, until, is_ad=self._is_ad) if head else None
+
+        try:
+            found = await self._service.ask(read, self._until())
+        except LdapFailure:  # the login that comes next says why
+            self._policy_due = 0.0
+            return
+        self._policy_known = True
+        if found is not None and found != self.lockout:
+            note("info", "auth_lockout", store=self.store.name, failures=found.failures, window_s=found.window_s)
+        elif found is None and self._is_ad and self.lockout is None:
+            note("warning", "auth_lockout_unknown", store=self.store.name)
+        self.lockout = found or self.lockout
 
     def _entry(self, login: Login, dn: str, attributes: Mapping[str, list[bytes]]) -> Entry:
         account = self._account_of(login, attributes)
@@ -277,7 +308,7 @@ class LdapStore:
     async def _own(self, link: Link, login: Login, who: str, until: float) -> tuple[list[ber.Entry], int]:
         is_dn = "=" in self.store.bind_name
         base = who if is_dn else await self._where(link, until)
-        asked = self._filter.octets(login) if not is_dn or self.store.filter else _EVERYTHING
+        asked = self._filter.octets(login) if not is_dn or self.store.filter else EVERYTHING
         found, result = await link.search(base, 0 if is_dn else 2, asked, self._wanted, 2, until)
         return found, result.code
 
@@ -310,9 +341,6 @@ class LdapStore:
                 why=failure.what,
                 cure=failure.cure,
             )
-
-
-_EVERYTHING: Final = b"\x87\x0bobjectClass"  # (objectClass=*)
 
 
 async def _bind(link: Link, dn: str, password: bytes, until: float) -> Answer:

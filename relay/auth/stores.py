@@ -21,6 +21,7 @@ from relay.config.origin import Origin, Problem
 from relay.config.schema import Config, Listener
 from relay.config.whole import Fault
 from relay.directory.failure import LdapFailure
+from relay.directory.lockout import Lockout
 
 ORDER: Final = (
     Mechanism.SCRAM_SHA_256_PLUS,
@@ -118,6 +119,13 @@ class Stores:
         """Something secret that stays the same as long as the accounts do: what invented salts are made from."""
         held = [self._held[store.name] for store in stores_of(self._config, listener)]
         return b"".join(store.digest if isinstance(store, Accounts) else store.salt for store in held)
+
+    def lockout(self) -> Lockout | None:
+        """The strictest of the directories that are shown passwords, as far as known: one budget serves all accounts."""
+        known = [one.lockout for one in self._held.values() if isinstance(one, LdapStore) and one.lockout is not None]
+        if not known:
+            return None
+        return Lockout(min(one.failures for one in known), max(one.window_s for one in known))
 
     def abilities(self) -> dict[str, Abilities]:
         """What each store that can be used is able to verify."""

@@ -1,7 +1,8 @@
 """Owns: how many wrong guesses are let through: per account, client and network, over all workers (row A8). Pure.
 
-Time is an argument (monotonic, seconds). Failures are kept one by one, so that no window ever holds more than its budget:
-the budget of an account is what keeps it from being locked in the directory. A part of it is kept for clients that the
+Time is an argument (monotonic, seconds). The budget of an account is what keeps it from being locked in the directory: it is
+below the directory's threshold where that is known, and failures are forgotten only when a whole window passed without one,
+which holds for directories that count so (Active Directory) and for those that count within a window (ppolicy). A part of it is kept for clients that the
 account has logged in from before, so that strangers who guess do not shut its owner out.
 
 It must not ask a store, nor know a password: of those that just failed it is given keyed hashes.
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from relay.config.auth import Auth
+from relay.directory.lockout import Lockout
 
 ACCOUNTS_MAX: Final = 50_000
 """Names that failed, known or invented (some 300 octets each). The one that failed longest ago is forgotten first."""
@@ -35,9 +37,11 @@ _KeyT = TypeVar("_KeyT")
 class _Failures(Generic[_KeyT]):
     """Times of failures by key, at most ``limit`` each."""
 
-    __slots__ = ("_bound", "_times", "limit", "window_s")
+    __slots__ = ("_bound", "_by_gap", "_times", "limit", "window_s")
 
-    def __init__(self, limit: int, window_s: float, bound: int) -> None:
+    def __init__(self, limit: int, window_s: float, bound: int, *, by_gap: bool = False) -> None:
+        """``by_gap``: all are forgotten together, when ``window_s`` pass without one, as Active Directory counts."""
+        self._by_gap = by_gap
         self.limit = limit
         self.window_s = window_s
         self._bound = bound
@@ -47,8 +51,12 @@ class _Failures(Generic[_KeyT]):
         times = self._times.get(key)
         if times is None:
             return 0
-        while times and times[0] <= now - self.window_s:
-            times.popleft()
+        if self._by_gap:
+            if times[-1] <= now - self.window_s:
+                times.clear()
+        else:
+            while times and times[0] <= now - self.window_s:
+                times.popleft()
         if not times:
             del self._times[key]
         return len(times)
@@ -64,7 +72,7 @@ class _Failures(Generic[_KeyT]):
     def free_at(self, key: _KeyT, limit: int) -> float:
         """When there will be less than ``limit`` again."""
         times = self._times.get(key, deque())
-        return times[-limit] + self.window_s if len(times) >= limit else 0.0
+        return times[-1 if self._by_gap else -limit] + self.window_s if len(times) >= limit else 0.0
 
     def forget(self, key: _KeyT) -> bool:
         return self._times.pop(key, None) is not None
@@ -101,12 +109,14 @@ class Throttle:
     """Ask ``blocked`` first, then ``begin``, then ``end`` with what came of it."""
 
     def __init__(self, rules: Auth) -> None:
-        self._accounts: _Failures[str] = _Failures(rules.account_failures, rules.window_s, ACCOUNTS_MAX)
+        self._accounts: _Failures[str] = _Failures(rules.account_failures, rules.window_s, ACCOUNTS_MAX, by_gap=True)
         self._clients: _Failures[str] = _Failures(rules.client_failures, rules.window_s, CLIENTS_MAX)
         self._networks: _Failures[str] = _Failures(rules.network_failures, rules.window_s, CLIENTS_MAX)
         self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._failed: OrderedDict[bytes, float] = OrderedDict()
         self._uncertain: OrderedDict[bytes, float] = OrderedDict()
+        self._rules = rules
+        self._lockout: Lockout | None = None
         self._pending = _Pending()
 
     def configure(self, rules: Auth) -> None:
@@ -118,10 +128,22 @@ class Throttle:
         ):
             failures.limit = limit
             failures.window_s = rules.window_s
+        self._rules, lockout = rules, self._lockout
+        self._lockout = None
+        self.obey(lockout)
+
+    def obey(self, lockout: Lockout | None) -> None:
+        """Stay below what a directory locks accounts at. Before anything is known the configured budget counts alone."""
+        if lockout is None or lockout == self._lockout:
+            return
+        self._lockout = lockout
+        self._accounts.limit = max(1, min(self._rules.account_failures, lockout.failures - 1))
+        self._accounts.window_s = max(self._rules.window_s, lockout.window_s)
 
     def _stranger_limit(self) -> int:
-        """What strangers may use of an account's budget: the rest is for clients it knows."""
-        return self._accounts.limit - self._accounts.limit // 3
+        """What strangers may use of an account's budget: a third, one at least, is for clients it knows."""
+        limit = self._accounts.limit
+        return max(1, limit - max(1, limit // 3))
 
     def knows(self, account: str, client: str, now: float) -> bool:
         """Whether this account has logged in from there before."""

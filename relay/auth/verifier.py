@@ -142,7 +142,11 @@ class Verifier:
             return Reply(Result.BLOCKED, user=user, why="too many failures of this client")
         try:
             for store in chain:
-                entry = store.entries.get(name) if isinstance(store, Accounts) else await store.find(user)
+                if isinstance(store, Accounts):
+                    entry = store.entries.get(name)
+                else:
+                    entry = await store.find(user)
+                    self.throttle.obey(self.stores.lockout())
                 if entry is not None:
                     return entry
         except StoreAway as away:

@@ -85,7 +85,8 @@ class Auth(Section):
     by_hand: bool = False
     """Offer auth.mechanisms even where some accounts cannot use one of them. Their clients may then fail to log in."""
     account_failures: Annotated[int, Field(ge=3, le=1000)] = 9
-    """Wrong passwords for one account, from anywhere, within auth.window_s. Keep it below the directory's lock-out."""
+    """Wrong passwords for one account, from anywhere, until auth.window_s pass without one. A directory's lock-out counts
+    instead where it is known and lower."""
     client_failures: Annotated[int, Field(ge=3, le=10_000)] = 20
     """Failed logins of one client address within auth.window_s; then it is told 454."""
     network_failures: Annotated[int, Field(ge=3, le=100_000)] = 100

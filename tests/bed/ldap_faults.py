@@ -69,6 +69,8 @@ class FaultProxy:
     def __init__(self, target: int) -> None:
         self.port: Final = free_port()
         self.act: Act | None = None
+        self.act_now: Act | None = None
+        """The same for connections that stand already, and before ``act``."""
         self.greeting: Callable[[socket.socket], None] | None = None
         """Done to each new connection instead of everything else."""
         self.connections = 0
@@ -110,11 +112,11 @@ class FaultProxy:
                 except Break as broken:
                     _end(client, broken.how)
 
-    @staticmethod
-    def _answers(server: socket.socket, client: socket.socket, act: Act | None) -> None:
+    def _answers(self, server: socket.socket, client: socket.socket, first: Act | None) -> None:
         seen: dict[int, int] = {}
         rest = b""
         while more := server.recv(65536):
+            act = self.act_now or first
             if act is None:
                 client.sendall(more)
                 continue

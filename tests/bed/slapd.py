@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import random
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -47,6 +48,10 @@ _ATTRIBUTES: Final = (
     ("uSNChanged", "integerMatch", _INTEGER),
     ("objectGUID", "octetStringMatch", _OCTETS),
     ("objectSid", "octetStringMatch", _OCTETS),
+    ("lockoutThreshold", "integerMatch", _INTEGER),
+    ("lockOutObservationWindow", "integerMatch", _INTEGER),
+    ("msDS-LockoutThreshold", "integerMatch", _INTEGER),
+    ("msDS-LockoutObservationWindow", "integerMatch", _INTEGER),
 )
 _CLASSES: Final = ("user", "contact", "group", "publicFolder", "msExchDynamicDistributionList")
 
@@ -63,6 +68,13 @@ def _ad_schema() -> str:
         f"userPassword $ smtpdSenderRestrictions $ {names} ) )"
         for n, name in enumerate(_CLASSES)
     ]
+    lines.append(
+        f"objectclass ( {arc}.3.1 NAME 'samDomain' AUXILIARY MAY ( lockoutThreshold $ lockOutObservationWindow ) )"
+    )
+    lines.append(
+        f"objectclass ( {arc}.3.2 NAME 'msDS-PasswordSettings' STRUCTURAL MUST cn "
+        "MAY ( msDS-LockoutThreshold $ msDS-LockoutObservationWindow ) )"
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -294,9 +306,15 @@ class Slapd:
     def stop(self) -> None:
         """End it."""
         if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
             self._process.wait(30)
             self._process = None
+
+    def hang(self, signal_number: signal.Signals = signal.SIGSTOP) -> None:
+        """Let it stand still: connections are taken by the kernel and nothing is answered. SIGCONT lets it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal_number)
 
     def searches(self) -> int:
         """How many searches it was ever asked."""

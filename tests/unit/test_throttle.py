@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from relay.auth.throttle import REMEMBER_S, Throttle, client_of, network_of
 from relay.config.auth import Auth
+from relay.directory.lockout import Lockout
 
 RULES = Auth(account_failures=9, client_failures=20, network_failures=40, window_s=900.0)
 HOME, AWAY = "192.0.2.1", "198.51.100.7"
@@ -32,13 +33,28 @@ def test_strangers_get_two_thirds_of_an_account_s_budget_and_the_owner_the_rest(
     assert (block.what, block.name, block.failures) == ("account", "ann", 9)
 
 
-def test_failures_are_forgotten_when_they_leave_the_window() -> None:
+def test_failures_of_an_account_are_forgotten_when_a_window_passed_without_one() -> None:
     throttle = Throttle(RULES)
     for number in range(6):
         assert guess(throttle, "ann", AWAY, 100.0 * number)
-    assert not guess(throttle, "ann", AWAY, 899.0)
-    assert guess(throttle, "ann", AWAY, 901.0)
-    assert not guess(throttle, "ann", AWAY, 902.0)
+    assert not guess(throttle, "ann", AWAY, 901.0), "Active Directory still counts the first one"
+    [block] = throttle.blocks(1000.0)
+    assert block.left_s == 400.0
+    assert guess(throttle, "ann", AWAY, 1400.0)
+
+
+def test_the_directory_s_threshold_counts_where_it_is_lower() -> None:
+    throttle = Throttle(RULES)
+    throttle.succeeded("ann", HOME, 0.0)
+    throttle.obey(Lockout(5, 1800.0))
+    assert [guess(throttle, "ann", AWAY, 1.0) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert [guess(throttle, "ann", HOME, 1.0) for _ in range(3)] == [True] + [False] * 2
+    assert not guess(throttle, "ann", AWAY, 1000.0), "the directory's window is the longer one"
+    assert guess(throttle, "ann", AWAY, 1801.0)
+    throttle.configure(Auth(account_failures=3))
+    assert [guess(throttle, "bob", AWAY, 1.0) for _ in range(4)] == [True] * 2 + [False] * 2
+    throttle.obey(Lockout(1, 60.0))
+    assert [guess(throttle, "carl", AWAY, 1.0) for _ in range(3)] == [True] + [False] * 2
 
 
 def test_a_client_and_its_network_have_their_own_budgets() -> None:
