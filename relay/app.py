@@ -17,7 +17,7 @@ from typing import Final
 from relay import worker as worker_role
 from relay.config.schema import Config
 from relay.control import Child
-from relay.directory import connection
+from relay.directory import connection, signed
 from relay.hub import server as hub_server
 from relay.web import server as web_server
 
@@ -50,6 +50,8 @@ def load_hub(config: Config) -> None:
     """
     if config.directory.ldap and not all(map(_open_to_all, ("ldap3", "pyasn1", "pprint"))):  # the last: Python's own
         connection.preload()
+    if config.directory.push:
+        signed.preload()
     hub_server.load(config)
 
 

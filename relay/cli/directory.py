@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from relay.cli import readings
+from relay.cli import push, readings
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
 from relay.config.load import load
 from relay.config.schema import Config
@@ -37,6 +37,7 @@ app.command("accept")(readings.accept)
 app.command("history")(readings.history)
 app.command("rollback")(readings.rollback)
 app.command("audit")(readings.audit)
+app.command("keygen")(push.keygen)
 
 
 def in_use(config: Config) -> Directory:
@@ -67,7 +68,7 @@ def build(config: ConfigOption = DEFAULT_CONFIG) -> None:
     When a source cannot be read or the result cannot be right, the snapshot in use stays and the exit code is 1.
     """
     loaded = load(config, os.environ)
-    if loaded.directory.readings:
+    if loaded.directory.scheduled:
         readings.sync_now(loaded, Purpose.ASKED, as_json=False)
         return
     try:
@@ -93,10 +94,23 @@ def export(
     senders: Annotated[
         bool, typer.Option("--senders", help="The restricted senders instead, as an access map.")
     ] = False,
+    signed: push.SignedOption = False,
+    key: push.KeyOption = None,
+    output: push.OutputOption = None,
+    name: push.NameOption = "",
+    serial: push.SerialOption = 0,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Print the recipients as a Postfix map (ADDRESS OK), read from the sources: the snapshot holds hashes alone."""
+    """Print the recipients as a Postfix map (ADDRESS OK), read from the sources: the snapshot holds hashes alone.
+
+    With --signed: read sources and directories, and write a file for the relay in the DMZ ([[directory.push]]).
+    """
     loaded = load(config, os.environ)
+    if signed:
+        push.export_signed(loaded, key, output, name, serial)
+        return
+    if key or output or name or serial:
+        raise CommandFailed("--key, --output, --name and --serial belong to --signed; add it")
     try:
         collection, _ = gather(loaded, dt.datetime.now(dt.UTC).date())
     except SnapshotError as error:
@@ -138,7 +152,7 @@ def _status(config: Config, now: float) -> dict[str, Any]:
             {"type": source.type, "path": str(source.path), "state": _source_state(source.path, current.get("created"))}
             for source in config.directory.sources
         ],
-        "directories": readings.remembered(config, now) if config.directory.readings else None,
+        "directories": readings.remembered(config, now) if config.directory.scheduled else None,
     }
 
 

@@ -211,7 +211,7 @@ def rollback(
     except (SnapshotError, OSError) as error:
         raise CommandFailed(str(error)) from None
     _line("generation", f"{snapshot.generation} says what {was} said: {snapshot.recipients} recipients")
-    if loaded.directory.ldap:
+    if loaded.directory.scheduled:
         _line("", "scheduled readings wait until relay directory sync")
 
 

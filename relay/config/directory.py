@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from relay.config.invalid import Invalid
 from relay.config.ldap import LdapProfile
+from relay.config.push import Push
 from relay.config.section import DAY_S, MANY, REFUSAL_OCTETS, TABLES, Attribute, FilePath, Section
 from relay.mail.address import AddressFault, is_domain, parse_mailbox
 from relay.mail.ruling import RULING_HINT, parse_ruling
@@ -75,6 +76,8 @@ class Directory(Section):
     """Said over the sources; the first one that fits an address counts, those of an address before those of a domain."""
     ldap: Annotated[list[LdapProfile], Field(max_length=32)] = []
     """Directories to read, on a schedule and by ``relay directory sync``."""
+    push: Annotated[list[Push], Field(max_length=8)] = []
+    """Folders into which the inside drops signed snapshots, for a host that has no way to the directory."""
     sync_s: Annotated[float, Field(ge=1, le=DAY_S)] = 900.0
     """Time between two readings of the directories, seconds; varies by a tenth, so that relays do not ask in step."""
     sync_timeout_s: Annotated[float, Field(ge=1, le=DAY_S)] = 600.0
@@ -105,3 +108,13 @@ class Directory(Section):
     def readings(self) -> list[LdapProfile]:
         """The directories that are read for the snapshot; the others serve logins alone."""
         return [profile for profile in self.ldap if profile.recipients]
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the hub makes snapshots, from directories or from what is pushed; else only commands do."""
+        return bool(self.push or self.readings)
+
+    @property
+    def scheduled_names(self) -> list[str]:
+        """The names of all of these."""
+        return [*(profile.name for profile in self.readings), *(source.name for source in self.push)]

@@ -57,6 +57,9 @@ def faults(tables: Mapping[str, object], wrong: Collection[KeyPath] = ()) -> lis
             "a directory named {} stands above already",
             "give each its own",
         ),
+        *_twice(
+            tables, ("directory", "push", EVERY, "name"), "a source named {} stands above already", "name each once"
+        ),
         *_ldap(tables),
         *_twice(tables, ("auth", "stores", EVERY, "name"), "a store named {} stands above already", "name each once"),
         *_stores(tables),

@@ -211,7 +211,7 @@ def _workers_group(config: Config) -> int:
 
 def _hub_owner(config: Config) -> int:
     """The hub reads directories on its schedule, so what a command of root's builds has to be the hub's to replace."""
-    if os.geteuid() != 0 or not config.process.hub_user or not config.directory.readings:
+    if os.geteuid() != 0 or not config.process.hub_user or not config.directory.scheduled:
         return -1
     try:
         return pwd.getpwnam(config.process.hub_user).pw_uid

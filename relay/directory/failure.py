@@ -34,6 +34,7 @@ class Reason(StrEnum):
     SHRUNK = "shrunk"
     CANARY = "canary"
     SOURCES = "sources"
+    PUSH = "push"
     CRASHED = "crashed"
     OTHER = "other"
 
@@ -60,6 +61,7 @@ CURES: Final[dict[Reason, str]] = {
     Reason.SHRUNK: "look at relay directory sync --dry-run; if it is right, relay directory accept",
     Reason.CANARY: "find out why that address is missing, or change the canaries",
     Reason.SOURCES: "mend the source named",
+    Reason.PUSH: "look at the sender inside: relay directory export --signed there, then bring the file here",
     Reason.CRASHED: "this is a fault of the relay: report it with the log",
     Reason.OTHER: "look the message up in the directory's documentation",
 }

@@ -16,6 +16,7 @@ from relay.config.schema import Config
 from relay.directory.build import created_of
 from relay.directory.child import Reader, ended, overdue, start
 from relay.directory.failure import Reason
+from relay.directory.push import Identity, waiting
 from relay.directory.state import read_state, state_path
 from relay.directory.sync import Outcome, Purpose, failed
 
@@ -25,6 +26,9 @@ FIRST_S: Final = 0.2
 RETRY_S: Final = 30.0
 """After a first failure; doubles up to ``sync_s``. A directory that restarts is back by then, one that is down is not asked
 more often for it."""
+
+WATCH_S: Final = 1.0
+"""How often the folders of pushed files are looked at: one listing of a folder that is nearly always empty."""
 
 LAST_WORDS_S: Final = 0.5
 """A reading that has closed its pipe without an outcome ends by itself within this, or is killed."""
@@ -45,6 +49,8 @@ class Schedule:
         self._deadline: asyncio.TimerHandle | None = None
         self._reader: Reader | None = None
         self._failures = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self._waiting: tuple[Identity, ...] = ()
 
     def configure(self, config: Config, passwords: Mapping[str, str], key: bytes) -> None:
         """Take a configuration. A reading under way goes on with the one it began with."""
@@ -53,11 +59,28 @@ class Schedule:
         if changed:
             self._failures = 0
             self._plan(self._first())
+        if self._watch is None and config.directory.push:
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """A pushed file that was not there before is read at once."""
+        self._watch = None
+        config = self._config
+        if config is None or not config.directory.push:
+            return
+        self._watch = self._loop.call_later(WATCH_S, self._look_around)
+        if self._reader is None:
+            found = waiting(config)
+            if found and found != self._waiting:
+                self._plan(0.0)
+            self._waiting = found
 
     def stop(self) -> None:
         """End it all."""
         self._config = None
         self._plan(None)
+        if self._watch is not None:
+            self._watch.cancel()
         if self._deadline is not None:
             self._deadline.cancel()
         if self._reader is not None:
@@ -70,7 +93,7 @@ class Schedule:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if seconds is not None and self._config is not None and self._config.directory.readings:
+        if seconds is not None and self._config is not None and self._config.directory.scheduled:
             self._timer = self._loop.call_later(seconds, self._begin)
 
     def _first(self) -> float:
@@ -79,7 +102,7 @@ class Schedule:
         created = created_of(self._config.snapshot_path)
         directory = self._config.directory
         last = read_state(state_path(self._config.snapshot_path))
-        known = set(last.profiles) == {profile.name for profile in directory.readings}
+        known = set(last.profiles) == set(directory.scheduled_names)
         if created is None or not known:
             return FIRST_S
         return max(FIRST_S, created + self._varied(directory.sync_s) - time.time())

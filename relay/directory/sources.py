@@ -165,7 +165,7 @@ def gather(config: Config, today: dt.date = dt.date.min) -> tuple[Collection, Ta
     """
     directory = config.directory
     ours = Ours.of(config)
-    if not directory.sources and not directory.readings:
+    if not directory.sources and not directory.scheduled:
         raise SnapshotError("directory.sources: no source is configured; add a [[directory.sources]] table")
     collection, tally = Collection(), Tally()
     for source in sorted(directory.sources, key=lambda one: one.type != "overrides"):
@@ -182,7 +182,7 @@ def gather(config: Config, today: dt.date = dt.date.min) -> tuple[Collection, Ta
                 f"{source.path}: has no usable address{_because(tally)}; "
                 "was the export cut short? The snapshot stays as it is"
             )
-    if directory.readings:  # the directories come to it, and directory.sync judges the whole
+    if directory.scheduled:  # the directories come to it, and directory.sync judges the whole
         return collection, tally
     if not collection.addresses or (ours.verified and not collection.accepts()):
         raise SnapshotError(

@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from relay.config.schema import Config
-from relay.directory import history
+from relay.directory import history, push
 from relay.directory.build import Place, day_of, only_build, origin, replace
 from relay.directory.failure import CURES, LdapFailure, Reason
 from relay.directory.guard import Difference, Refused, counts, difference, judge
 from relay.directory.layout import SnapshotError
+from relay.directory.push import Arrival
 from relay.directory.reading import Progress, Reading, read_profile
 from relay.directory.snapshot import Snapshot
-from relay.directory.sources import Collection, Tally, gather
+from relay.directory.sources import Collection, Ours, Tally, gather
 from relay.directory.state import read_state, state_path, write_state
 
 
@@ -72,6 +74,8 @@ def synchronise(
     """Do it; what is wrong is in the outcome. ``now``: seconds since 1970. Never raises for what can be expected."""
     began = time.monotonic()
     readings: list[Reading] = []
+    arrivals: list[Arrival] = []
+    aside: list[tuple[Path, str]] = []
     found, refused = Difference(), None
     collection, tally = Collection(), Tally()
     numbers: dict[str, int] = {}
@@ -84,6 +88,7 @@ def synchronise(
                 return _waiting(began, state.held)
             try:
                 collection = _read(config, passwords, tally, readings, progress, now)
+                _arrive(config, place, collection, tally, readings, arrivals, aside, now)
                 old = _in_place(place)
                 found = difference(old, collection)
                 numbers = counts(collection)
@@ -95,10 +100,13 @@ def synchronise(
                 if refused is not None:
                     raise _Refusal(refused)
                 if purpose is not Purpose.DRY_RUN:
-                    generation = _put(config, place, collection, tally, found, old, now, numbers)
+                    created = min(now, *(arrival.header.created for arrival in arrivals)) if arrivals else now
+                    generation = _put(config, place, collection, tally, found, old, created, numbers)
                     profiles = {reading.profile: asdict(reading) for reading in readings}
                     state = state.taken(now, time.monotonic() - began, profiles)
                     write_state(path, state, place.owner, place.group)
+                    for arrival in arrivals:
+                        push.settle(config, arrival, place)
             except (LdapFailure, SnapshotError, _Refusal) as error:
                 reason, why, cure = _told(error)
                 if purpose is not Purpose.DRY_RUN:
@@ -106,6 +114,9 @@ def synchronise(
                     state = state.failed(now, reason, why, cure, kept)
                     write_state(path, state, place.owner, place.group)
                 raise
+            finally:
+                if purpose is not Purpose.DRY_RUN:
+                    push.set_aside(aside)
     except (LdapFailure, SnapshotError, _Refusal) as error:
         reason, why, cure = _told(error)
     else:
@@ -159,6 +170,28 @@ def _read(
     return whole
 
 
+def _arrive(
+    config: Config,
+    place: Place,
+    collection: Collection,
+    tally: Tally,
+    readings: list[Reading],
+    arrivals: list[Arrival],
+    aside: list[tuple[Path, str]],
+    now: float,
+) -> None:
+    """What was pushed comes to it, last of all. Raises LdapFailure."""
+    for source in config.directory.push:
+        began = time.monotonic()
+        arrival = push.arrive(config, source, place, now, aside)
+        used = push.take(arrival, Ours.of(config), collection, tally)
+        arrivals.append(arrival)
+        said = tuple(f"{path}: {why}" for path, why in arrival.aside)
+        known = arrival.header.addresses
+        took = time.monotonic() - began
+        readings.append(Reading(source.name, str(source.folder), known, 0, used, took, None, said))
+
+
 def _in_place(place: Place) -> Snapshot | None:
     """The snapshot to compare with; none when it cannot be read, which a good reading mends."""
     try:
@@ -178,7 +211,7 @@ def _put(
     numbers: dict[str, int],
 ) -> int:
     said = origin(config)
-    said["directories"] = [profile.name for profile in config.directory.readings]
+    said["directories"] = config.directory.scheduled_names
     said["counts"] = numbers
     unchanged = old is not None and found.none
     if old is not None and not unchanged:

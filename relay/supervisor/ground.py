@@ -48,7 +48,9 @@ def lay(config: Config) -> Ground:
     _raise_descriptor_limit()
     descriptor = spool.lock(config.server.spool)
     try:
-        run = spool.furnish(config.server.spool, who.worker, who.hub if config.directory.ldap else None)
+        run = spool.furnish(
+            config.server.spool, who.worker, who.hub if config.directory.ldap or config.directory.push else None
+        )
         try:
             valuefiles.empty(config.server.spool / "metrics", -1 if who.worker is None else who.worker.gid)
             spool.share_log(config.log.file, who.worker)

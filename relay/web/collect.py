@@ -101,7 +101,7 @@ class Probe:
             queue_problem,
             snapshot,
             snapshot_problem,
-            read_state(state_path(config.snapshot_path)) if config.directory.readings else State(),
+            read_state(state_path(config.snapshot_path)) if config.directory.scheduled else State(),
             _insecure(config),
             free,
             spool_problem,
