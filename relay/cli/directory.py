@@ -11,11 +11,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from relay.cli import push, readings
+from relay.cli import differences, push, readings
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.directory import build as builder
+from relay.directory import names
 from relay.directory.export import recipient_lines, sender_lines
 from relay.directory.key import key_id, read_key
 from relay.directory.layout import SnapshotError
@@ -38,6 +39,7 @@ app.command("history")(readings.history)
 app.command("rollback")(readings.rollback)
 app.command("audit")(readings.audit)
 app.command("keygen")(push.keygen)
+app.command("diff")(differences.diff)
 
 
 def in_use(config: Config) -> Directory:
@@ -72,7 +74,7 @@ def build(config: ConfigOption = DEFAULT_CONFIG) -> None:
         readings.sync_now(loaded, Purpose.ASKED, as_json=False)
         return
     try:
-        built = builder.build(loaded, time.time())
+        built = builder.build(loaded, time.time(), kept=names.keep)
     except SnapshotError as error:
         raise CommandFailed(f"no new snapshot: {error}") from None
     for example in built.examples:

@@ -15,10 +15,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from relay.cli import differences
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.directory import history as kept
+from relay.directory import names
 from relay.directory.build import only_build
 from relay.directory.child import run, start
 from relay.directory.failure import Reason
@@ -114,10 +116,15 @@ def _print(outcome: Outcome, purpose: Purpose) -> None:
     if found and not (outcome.reason and not outcome.counts):
         _line("difference", f"{found['added']} added, {found['removed']} removed, {found['changed']} changed")
         if purpose is Purpose.DRY_RUN:
-            for sign, names, number in (("+", "added_names", "added"), ("~", "changed_names", "changed")):
-                for address in found[names][:SHOWN]:
+            signs = (
+                ("+", "added_names", "added"),
+                ("~", "changed_names", "changed"),
+                ("-", "removed_names", "removed"),
+            )
+            for sign, which, number in signs:
+                for address in found[which][:SHOWN]:
                     _line("", f"{sign} {address}")
-                if found[number] > SHOWN:
+                if found[which] and found[number] > SHOWN:
                     _line("", f"{sign} and {found[number] - SHOWN} more")
             for loss in found["losses"]:
                 _line("", f"- {loss['gone']} of {loss['of']} {loss['what']}")
@@ -176,12 +183,17 @@ def _plain(one: Look) -> dict[str, Any]:
 
 
 def history(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """List the generations that relay directory rollback can go back to, newest first."""
+    """List the generations that relay directory rollback can go back to, newest first; with what the next one changed, where
+    names are kept.
+    """
     loaded = load(config, os.environ)
-    found = [
+    headers = [header for _, header in kept.generations(loaded.snapshot_path)]
+    found: list[dict[str, Any]] = [
         {"generation": h.generation, "created": h.created, "recipients": h.recipients, "restricted": h.restricted}
-        for _, h in kept.generations(loaded.snapshot_path)
+        for h in headers
     ]
+    for one, changed in zip(found, differences.since(loaded, [h.generation for h in headers]), strict=True):
+        one.update(changed)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -189,7 +201,10 @@ def history(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
         typer.echo("none yet: a generation is kept when another one that differs takes its place")
     for one in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created"]))
-        _line(str(one["generation"]), f"{when}  {one['recipients']} recipients, {one['restricted']} restricted")
+        since = (
+            f"; then {one['added']} added, {one['removed']} removed, {one['changed']} changed" if "added" in one else ""
+        )
+        _line(str(one["generation"]), f"{when}  {one['recipients']} recipients, {one['restricted']} restricted{since}")
 
 
 def rollback(
@@ -204,13 +219,17 @@ def rollback(
     now = time.time()
     try:
         with only_build(loaded) as place:
+            before = inspect(place.path).generation
             was, snapshot = kept.go_back(place, generation, now, loaded.directory.history)
+            names.keep_again(loaded, place, was, snapshot.generation)
             path = state_path(place.path)
             held = f"rolled back to generation {was}; relay directory sync goes on"
             write_state(path, replace(read_state(path), held=held), place.owner, place.group)
     except (SnapshotError, OSError) as error:
         raise CommandFailed(str(error)) from None
     _line("generation", f"{snapshot.generation} says what {was} said: {snapshot.recipients} recipients")
+    if loaded.directory.names_max_age_s:
+        differences.show_between(loaded, before, snapshot.generation)
     if loaded.directory.scheduled:
         _line("", "scheduled readings wait until relay directory sync")
 

@@ -97,6 +97,9 @@ class Directory(Section):
     """Addresses that must be among the restricted senders, or the reading is refused."""
     history: Annotated[int, Field(ge=1, le=100)] = 5
     """Generations kept for ``relay directory rollback``."""
+    names_max_age_s: Annotated[float, Field(ge=0, le=366 * DAY_S)] = 0.0
+    """How long the addresses of replaced generations are kept by name for ``relay directory diff``, seconds. 0: no names are
+    kept, the disk holds hashes alone. They are plain text, for root and ``process.hub_user``."""
     snapshot: FilePath | None = None
     """The snapshot file; default: SPOOL/directory/snapshot."""
     key_file: FilePath | None = None

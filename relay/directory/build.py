@@ -42,14 +42,23 @@ class Built:
     new_key: bool
 
 
-def build(config: Config, created: float, hasher: Callable[[bytes], Callable[[str], int]] = address_hasher) -> Built:
+def build(
+    config: Config,
+    created: float,
+    hasher: Callable[[bytes], Callable[[str], int]] = address_hasher,
+    kept: Keeper | None = None,
+) -> Built:
     """Read the sources, make the next generation, put it in place. ``created``: seconds since 1970.
 
-    Raises SnapshotError, and then the snapshot in use is as it was. ``hasher`` is there for a test of collisions.
+    Raises SnapshotError, and then the snapshot in use is as it was. ``hasher`` is there for a test of collisions, ``kept``
+    hears of what is in place (``directory.names.keep``).
     """
     with only_build(config) as place:
         collection, tally = gather(config, day_of(created))
-        return replace(place, collection, tally, created, origin(config), hasher)
+        built = replace(place, collection, tally, created, origin(config), hasher)
+        if kept is not None:
+            kept(config, place, built.snapshot.generation, collection)
+        return built
 
 
 def day_of(now: float) -> dt.date:
@@ -71,6 +80,10 @@ class Place:
     def known_key(self) -> bytes:
         """The key there is; empty when there is none yet. Raises SnapshotError."""
         return self.key or (read_key(self.key_path) if self.key_path.exists() else b"")
+
+
+Keeper = Callable[[Config, Place, int, Collection], None]
+"""Notes the names of a generation."""
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class Difference:
     removed: int = 0
     added_names: list[str] = field(default_factory=list)
     changed_names: list[str] = field(default_factory=list)
+    removed_names: list[str] = field(default_factory=list)
+    """Only where names are kept (``directory.names``): the snapshot holds hashes."""
     losses: list[Loss] = field(default_factory=list)
 
     @property

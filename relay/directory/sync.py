@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from relay.config.schema import Config
-from relay.directory import history, push
+from relay.directory import history, names, push
 from relay.directory.build import Place, day_of, only_build, origin, replace
 from relay.directory.failure import CURES, LdapFailure, Reason
-from relay.directory.guard import Difference, Refused, counts, difference, judge
+from relay.directory.guard import NAMED, Difference, Refused, counts, difference, judge
 from relay.directory.layout import SnapshotError
 from relay.directory.push import Arrival
 from relay.directory.reading import Progress, Reading, read_profile
@@ -91,6 +91,8 @@ def synchronise(
                 _arrive(config, place, collection, tally, readings, arrivals, aside, now)
                 old = _in_place(place)
                 found = difference(old, collection)
+                if old is not None and found.removed:
+                    found.removed_names = names.gone(config, old.generation, collection, NAMED)
                 numbers = counts(collection)
                 directory = config.directory
                 refused = judge(
@@ -216,7 +218,9 @@ def _put(
     unchanged = old is not None and found.none
     if old is not None and not unchanged:
         history.keep(place, old.generation, config.directory.history)
-    return replace(place, collection, tally, now, said, unchanged=unchanged).snapshot.generation
+    generation = replace(place, collection, tally, now, said, unchanged=unchanged).snapshot.generation
+    names.keep(config, place, generation, collection, old.generation if unchanged and old is not None else None)
+    return generation
 
 
 def failed(config: Config, now: float, reason: Reason, why: str) -> Outcome:
