@@ -257,6 +257,29 @@ class Dispatch:
             return
         self.queue(envelope, content, answer, "draining" if self._draining else "durable")
 
+    def accept_without(
+        self, numbers: Sequence[int], kind: Kind, envelope: Envelope, content: Content, answer: Answerer
+    ) -> None:
+        """As ``accept``, without some recipients, who are refused for good as ``kind`` says: the sender gets a report of
+        them, which is committed before the 250.
+        """
+        reports = self.results.refused(envelope, numbers, kind, content)
+        left = [number for number in range(len(envelope.recipients)) if number not in numbers]
+
+        async def put(said: Kind, text: OperatorText | QueueId) -> None:
+            if await self._put(reports, envelope.id, answer) is not None:
+                answer(said, text)
+                self.runner.wake()
+
+        def told(said: Kind, text: OperatorText | QueueId) -> None:
+            if said.code >= 300 or not reports:
+                answer(said, text)
+            else:
+                self.background(put(said, text))
+
+        recipients = tuple(envelope.recipients[number] for number in left)
+        self.accept(replace(envelope, recipients=recipients, terms=envelope.terms.only(left)), content, told)
+
     def _accept_elsewhere(self, route: Route, envelope: Envelope, content: Content, answer: Answerer) -> None:
         """A route that is not just hosts."""
         if route.action is Action.DISCARD:

@@ -117,6 +117,8 @@ def snapshot_facts(directory: Directory, mailbox: Mailbox) -> dict[str, str]:
 def _words(entry: Entry) -> str:
     names = ((ACCEPT, "recipient"), (RESTRICTED, "restricted sender"), (NEEDS_AUTH, "needs authentication"))
     words = [name for flag, name in names if entry.flags & flag]
+    if entry.size_limit:
+        words.append(f"takes at most {entry.size_limit} octets")
     if entry.ruling is not None:
         words.append(f"ruling {action_of(entry.ruling)}")
     return ", ".join([*words, f'"{entry.text}"'] if entry.text else words)

@@ -386,6 +386,10 @@ class Recipients(Section):
 
     unknown: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
     """What happens to recipients that the snapshot does not know."""
+    internal: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
+    """What happens to strangers who write to a recipient that wants authenticated senders alone, by the directory."""
+    size_limit: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
+    """What happens to messages above the size that the directory gives for their recipient."""
 
 
 class Content(Section):

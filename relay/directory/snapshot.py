@@ -52,6 +52,9 @@ EXACT: Final = 32
 WIDE: Final = 64
 """The entry is of a whole domain."""
 
+PARTICULAR: Final = 1 << 31
+"""In memory alone: the entry has NEEDS_AUTH or a size limit, so that its flags do not say everything about a RCPT."""
+
 RECORD: Final = struct.Struct("=IIIQ")
 RULING: Final = struct.Struct("=IIIIQ")
 """Record, action, comment, nothing, end in seconds since 1970 or 0."""
@@ -105,6 +108,7 @@ class Snapshot:
         "key_id",
         "lookup",
         "origin",
+        "particular",
         "path",
         "recipients",
         "restricted",
@@ -137,6 +141,8 @@ class Snapshot:
         self.lookup, self._entry, flags = _readers(path, image, key)
         self.ruled: Final = bool(flags & RULED)
         """Whether any entry has a ruling; where none has, nobody need ask."""
+        self.particular: Final = bool(flags & PARTICULAR)
+        """Whether any entry is PARTICULAR; where none is, nobody need ask."""
         self.wide: Final = bool(flags & WIDE)
         """Whether anything is said of whole domains."""
         self.sensitive: Final = frozenset(map(str, self.origin.get("case_sensitive", ())))
@@ -196,7 +202,7 @@ def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int]
         _entry(path, fields, sections["strings"].data) for fields in RECORD.iter_unpack(sections["records"].data)
     ]
     _rule(path, image, records)
-    flags = [record.flags for record in records]
+    flags = [r.flags | PARTICULAR if r.flags & NEEDS_AUTH or r.size_limit else r.flags for r in records]
     if not len(hashes) == len(index) == image.header.addresses:
         raise wrong("hashes, index and header count differently")
     buckets = len(fanout) - 1

@@ -6,13 +6,17 @@ It must not decide anything but what a spent budget means.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from relay.config.schema import Mode
 from relay.inbound.transaction import Transaction
 from relay.inbound.wire import Wire
 from relay.mail import reply
 from relay.mail.address import NULL_SENDER, Mailbox
 from relay.mail.envelope import QueueId
+from relay.mail.reply import Kind
 from relay.policy.abuse import RULES, Budget
+from relay.policy.particular import SIZE_RULE
 from relay.policy.verdict import Verdict
 
 
@@ -52,6 +56,31 @@ class Refusing(Wire):
         line = kind.line(mailbox)
         note(line, mailbox)
         self.refuse(kind, kind, f"{line}\r\n".encode())
+
+    def _refuse_message(self, transaction: Transaction, kind: Kind) -> None:
+        """Log and say why a message is not taken, behind its last octet."""
+        self.listener.log.reject(
+            self.client, "END-OF-MESSAGE", kind.line(), kind.reason, kind.reason, transaction.sender, None,
+            self.protocol, self.helo,
+        )  # fmt: skip
+        self.say(kind)
+
+    def _outgrown(self, transaction: Transaction, octets: int) -> Sequence[int]:
+        """Log and count the recipients for whom the message came out too large; their numbers, in mode log none."""
+        over = transaction.outgrown(octets)
+        enforced = self.listener.rules.particular.size_limit is Mode.ENFORCE
+        kind = reply.RECIPIENT_SIZE
+        for number in over:
+            mailbox = transaction.recipients[number]
+            self.listener.log.reject(
+                self.client, "END-OF-MESSAGE", kind.line(mailbox), kind.reason, SIZE_RULE, transaction.sender, mailbox,
+                self.protocol, self.helo, enforced=enforced,
+            )  # fmt: skip
+            if not enforced:
+                self.listener.metrics.shadow(kind)
+        if over and enforced and self.listener.soft_bounce:  # nobody gets a report in such a night
+            return range(len(transaction.recipients))
+        return over if enforced else ()
 
     def _unknown(self) -> None:
         """Count an unknown recipient against client and network; tell when that spends a budget."""

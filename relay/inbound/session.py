@@ -204,7 +204,7 @@ class Session(Refusing):
         if account is None and listener.require_auth:
             self.say(reply.NEED_AUTH)
             return
-        body_8bit, terms = False, PLAIN
+        body_8bit, terms, size = False, PLAIN, 0
         found = PLAIN_MAIL(line)
         if found is not None:
             mailbox = Mailbox(found[1].decode("ascii")) if found[1] else NULL_SENDER
@@ -238,7 +238,7 @@ class Session(Refusing):
             if parameters.auth and not (listener.mechanisms and self.tls):
                 self.say(reply.BAD_PARAMETER)
                 return
-            body_8bit, terms = parameters.body_8bit, parameters.terms
+            body_8bit, terms, size = parameters.body_8bit, parameters.terms, parameters.size
         transaction = self.open_transaction(
             mailbox, body_8bit, self.trusted or account is not None, listener.rules, listener.directory,
             self.address, account,
@@ -249,7 +249,7 @@ class Session(Refusing):
             if verdict.kind is not None:
                 self._reject(verdict, "MAIL", mailbox, mailbox, None)
                 return
-        transaction.terms = terms
+        transaction.terms, transaction.size = terms, size
         self._transaction = transaction
         self.say(reply.OK_MAIL)
 
@@ -405,11 +405,12 @@ class Session(Refusing):
         if receiver.removed:
             self._removed(self._queue_id, receiver.removed)
         if isinstance(content, Kind):
-            listener.log.reject(
-                self.client, "END-OF-MESSAGE", content.line(), content.reason, content.reason,
-                transaction.sender, None, self.protocol, self.helo,
-            )  # fmt: skip
-            self.say(content)
+            self._refuse_message(transaction, content)
+            return
+        over = self._outgrown(transaction, receiver.octets) if transaction.limits else ()
+        if len(over) == len(transaction.recipients):
+            content.close()
+            self.say(reply.RECIPIENT_SIZE, transaction.recipients[0])
             return
         envelope = Envelope(
             self._queue_id,
@@ -429,7 +430,10 @@ class Session(Refusing):
         self.busy = True
         self.deadline = float("inf")  # dispatch answers in bounded time
         self._final_dot = listener.clock()
-        listener.dispatch.accept(envelope, content, self._answered)
+        if over:
+            listener.dispatch.accept_without(over, reply.RECIPIENT_SIZE, envelope, content, self._answered)
+        else:
+            listener.dispatch.accept(envelope, content, self._answered)
 
     def _answered(self, kind: Kind, text: OperatorText | QueueId = NO_TEXT) -> None:
         """Dispatch knows what to say."""

@@ -6,21 +6,23 @@ It must not speak to the client: it returns verdicts, the session renders them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from relay.config.schema import Config
+from relay.config.schema import Config, Mode
 from relay.directory.lookup import look_up
 from relay.directory.snapshot import ACCEPT as KNOWN
-from relay.directory.snapshot import RESTRICTED, Directory
+from relay.directory.snapshot import NEEDS_AUTH, PARTICULAR, RESTRICTED, Directory, Entry
 from relay.mail.address import NULL_SENDER, Mailbox, domain_of, unquoted, without_tag
 from relay.mail.reply import TOO_MANY_RECIPIENTS, OperatorText
 from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms, Terms
-from relay.policy import ownership, recipient, sender
+from relay.policy import ownership, particular, recipient, sender
 from relay.policy.client import ClientRules
 from relay.policy.content import HeaderRules
 from relay.policy.ownership import Account, OwnershipRules
+from relay.policy.particular import ParticularRules
 from relay.policy.recipient import RecipientFacts, RecipientRules
 from relay.policy.route import RouteTable, refusal
 from relay.policy.sender import SenderRules
@@ -29,6 +31,8 @@ from relay.policy.verdict import ACCEPT, Verdict
 RECIPIENTS_RULE: Final = "limits.recipients"
 
 NO_DOMAINS: Final[frozenset[str]] = frozenset()
+NO_LIMITS: Final[Mapping[int, int]] = MappingProxyType({})
+_PLAINLY: Final = KNOWN | PARTICULAR
 
 _FULL: Final = Verdict(TOO_MANY_RECIPIENTS, RECIPIENTS_RULE)
 
@@ -50,6 +54,7 @@ class Rules:
     may_name_ours: ClientRules
     """Clients outside that may use our own domains as sender."""
     recipient: RecipientRules
+    particular: ParticularRules
     header: HeaderRules
     recipients: int
     postmaster: Mailbox | None
@@ -73,6 +78,7 @@ class Rules:
             OwnershipRules.of(config),
             ClientRules(config.senders.own_domains_from),
             domains,
+            ParticularRules.of(config.recipients),
             HeaderRules(config),
             config.limits.recipients,
             Mailbox(f"postmaster@{first}") if first else None,
@@ -91,11 +97,14 @@ class Asked(NamedTuple):
 
 
 class Transaction:
-    """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender; ``asked``: there was a RCPT."""
+    """From MAIL to the final dot. ``restriction`` is None for an unrestricted sender; ``asked``: there was a RCPT.
+
+    ``size``: as declared at MAIL, 0 when not. ``limits``: recipients, by their number, that take so many octets at most.
+    """
 
     __slots__ = (
-        "_directory", "_restricted", "_rules", "_said", "_simple", "_spoofed", "asked", "body_8bit", "note_unknown",
-        "recipients", "restriction", "sender", "terms", "trusted",
+        "_directory", "_restricted", "_rules", "_said", "_simple", "_spoofed", "asked", "body_8bit", "limits",
+        "note_unknown", "recipients", "restriction", "sender", "size", "terms", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +122,8 @@ class Transaction:
         self.trusted = trusted
         self.recipients: list[Mailbox] = []
         self.asked = False
+        self.size = 0
+        self.limits = NO_LIMITS
         self.terms = PLAIN
         self._said: dict[int, RecipientTerms] = {}
         self._rules = rules
@@ -198,12 +209,43 @@ class Transaction:
             return restricted
         if len(self.recipients) >= self._rules.recipients:
             return _FULL
-        verdict = recipient.decide(self.facts(mailbox, relay_form))
+        facts = self.facts(mailbox, relay_form)
+        verdict = recipient.decide(facts)
+        if verdict.kind is None and (entry := self._particulars(mailbox, facts)) is not None:
+            verdict = particular.decide(verdict, self._wishes(entry))
+            self._limit(entry.size_limit if verdict.kind is None else 0)
         if verdict.kind is not None or (restricted is None and self._spoofed is None):
             return verdict
         if self._spoofed is not None:  # last: whoever may not relay or invents recipients is told that
             verdict = self._spoofed if self._spoofed.kind is not None else _with_shadow(verdict, self._spoofed)
         return _with_shadow(verdict, restricted)
+
+    def _particulars(self, mailbox: Mailbox, facts: RecipientFacts) -> Entry | None:
+        """What the directory says of this recipient alone; None for nearly all. Nothing refuses postmaster."""
+        snapshot = self._directory.snapshot
+        if not facts.known or snapshot is None or not snapshot.particular:
+            return None
+        plain = unquoted(mailbox)
+        if facts.ruling is not None or plain[:11].lower() == "postmaster@":
+            return None
+        entry = snapshot.entry(plain)
+        if entry is None or not entry.flags & KNOWN:
+            bare = without_tag(plain, self._rules.recipient.delimiters.get(domain_of(plain), ""))
+            entry = snapshot.entry(bare) if bare else None
+        return entry if entry is not None and (entry.flags & NEEDS_AUTH or entry.size_limit) else None
+
+    def _wishes(self, entry: Entry) -> tuple[particular.Question, ...]:
+        internal = bool(entry.flags & NEEDS_AUTH)
+        return particular.questions(internal, entry.size_limit, self.trusted, self.size, self._rules.particular)
+
+    def _limit(self, octets: int) -> None:
+        """Note how much the next recipient takes."""
+        if self.limits is not NO_LIMITS or (octets and self._rules.particular.size_limit is not Mode.OFF):
+            self.limits = {**self.limits, len(self.recipients): octets}
+
+    def outgrown(self, octets: int) -> list[int]:
+        """The numbers of the recipients for whom a message of so many octets is too large."""
+        return [number for number, most in self.limits.items() if 0 < most < octets and number < len(self.recipients)]
 
     def quick(self, mailbox: Mailbox) -> Verdict | None:
         """What ``judge_recipient`` would say of a mailbox in plain form, when that is "accept" or "unknown" by the snapshot
@@ -217,9 +259,10 @@ class Transaction:
             or len(self.recipients) >= self._rules.recipients
         ):
             return None
-        if snapshot.lookup(mailbox) & KNOWN:
+        found = snapshot.lookup(mailbox) & _PLAINLY
+        if found == KNOWN:
             return ACCEPT
-        return None if self._directory.stale or mailbox[:10].lower() == "postmaster" else recipient.UNKNOWN
+        return None if found or self._directory.stale or mailbox[:10].lower() == "postmaster" else recipient.UNKNOWN
 
     @property
     def leaves(self) -> bool:
@@ -247,6 +290,11 @@ class Transaction:
                 name = rule.name if verdict is None or verdict.kind is None else verdict.rule
                 yield Asked(name, rule.why(facts), verdict)
                 if verdict is not None and verdict.kind is not None:
+                    return
+            entry = self._particulars(mailbox, facts)
+            for one in self._wishes(entry) if entry is not None else ():
+                yield Asked(*one)
+                if one.verdict is not None and one.verdict.kind is not None:
                     return
             if self._spoofed is not None:
                 yield Asked(ownership.SPOOF_RULE, "a stranger names one of our own domains as sender", self._spoofed)

@@ -180,6 +180,15 @@ SENDER_RESTRICTED: Final = Kind(554, "5.7.1", "<{mailbox}>: Sender address rejec
 UNKNOWN_RECIPIENT: Final = Kind(
     550, "5.1.1", "<{mailbox}>: Recipient address rejected: User unknown", "unknown_recipient"
 )
+INTERNAL_RECIPIENT: Final = Kind(
+    550, "5.7.1", "<{mailbox}>: Recipient address rejected: takes mail from authenticated senders only", "internal_only"
+)
+RECIPIENT_SIZE: Final = Kind(  # RFC 3463 §3.3: a limit of one mailbox, below that of the system
+    552,
+    "5.2.3",
+    "<{mailbox}>: Recipient address rejected: message exceeds the recipient's size limit",
+    "recipient_size",
+)
 DIRECTORY_UNAVAILABLE: Final = Kind(
     451, "4.3.0", "<{mailbox}>: Recipient cannot be verified now, try again later", "directory_unavailable"
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ from relay.mail.answer import Answer, Stage
 from relay.mail.content import Content
 from relay.mail.dsn import Cause, Notice
 from relay.mail.envelope import Envelope, QueueId
+from relay.mail.reply import Kind
 from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms
 from relay.outbound.attempt import Attempt
 from relay.outbound.copies import Copies
@@ -225,6 +226,25 @@ class Results:
                 enhanced=answer.enhanced, answer=answer.text, advice=cause,
             )  # fmt: skip
             self._metrics.next_hop_state(lane.name, "misconfigured")
+
+    def refused(
+        self, envelope: Envelope, numbers: Collection[int], kind: Kind, content: Content
+    ) -> tuple[NewMessage, ...]:
+        """Log and count recipients, by their numbers, of a message that just came in and is not for them, whatever anybody
+        would say; and make the report on them.
+        """
+        notices: list[Notice] = []
+        now = time.time()
+        for one in first_tries(envelope):
+            if one.number in numbers:
+                text = kind.line(one.mailbox).removeprefix(f"{kind.code} {kind.enhanced} ")
+                answer = Answer(Stage.ROUTE, kind.code, kind.enhanced, text)
+                notices.append(Notice(one.mailbox, Cause.REFUSED, answer, "", one.terms))
+                self._metrics.delivery(NO_HOP, "bounced")
+                self._log.result(
+                    envelope.id, one.mailbox, "", "bounced", kind.code, kind.enhanced, text, 0.0, "express", 1
+                )  # fmt: skip
+        return self.report(envelope, content, now, notices)
 
     def report(
         self, envelope: Envelope, content: Content, created: float, notices: Sequence[Notice]
