@@ -6,7 +6,7 @@ is not LDAP raises ``Garbled``, never another exception; lengths are bounded bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -82,6 +82,43 @@ def message(data: bytes, at: int) -> Message | None:
     if stop > end:
         raise Garbled("an operation is longer than its message")
     return Message(int.from_bytes(data[first:last], "big"), operation, data, begin, stop, end)
+
+
+Take = Callable[[bytes, int, int], bool]
+"""Takes the entry between two places of the octets, or leaves it to ``entry``."""
+
+
+def entries(data: bytes, at: int, number: int, take: Take) -> tuple[int, int]:
+    """Hand entries of the request ``number`` to ``take``, as long as they are whole, plain and taken.
+
+    Returns where the first message begins that was not, and how many were. ``message`` says what is wrong with that one.
+    """
+    mine = integer(number) + bytes((SEARCH_ENTRY,))
+    step, count, size = len(mine), 0, len(data)
+    try:
+        while data[at] == 0x30:
+            length = data[at + 1]
+            start = at + 2
+            if length >= 0x80:
+                start += length & 0x7F
+                length = int.from_bytes(data[at + 2 : start], "big")
+            end = start + length
+            begin = start + step
+            if end > size or data[start:begin] != mine:
+                break
+            length = data[begin]
+            begin += 1
+            if length >= 0x80:
+                start = begin
+                begin += length & 0x7F
+                length = int.from_bytes(data[start:begin], "big")
+            if begin + length > end or not take(data, begin, begin + length):
+                break
+            at = end
+            count += 1
+    except IndexError:
+        pass
+    return at, count
 
 
 Entry = tuple[str, dict[str, list[bytes]]]

@@ -10,20 +10,23 @@ import datetime as dt
 import fcntl
 import os
 import pwd
-import secrets
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from relay.config.schema import Config
-from relay.directory.encode import HashCollision, encode
-from relay.directory.key import KEY_OCTETS, address_hasher, read_key, sync_folder, write_key
+from relay.directory.encode import HashCollision, encode, encode_sorted
+from relay.directory.key import address_hasher, read_key, sync_folder, write_key
+from relay.directory.key import new_key as fresh_key
 from relay.directory.layout import SnapshotError
-from relay.directory.snapshot import Snapshot, inspect, previous_path
+from relay.directory.ledger import too_many
+from relay.directory.snapshot import RECORDS, Entry, Snapshot, inspect, previous_path
 from relay.directory.sources import Collection, Tally, gather
+from relay.directory.whole import Whole
 
 KEYS: Final = 3
 """Keys tried before a build gives up: a second collision in a row means a fault and not bad luck."""
@@ -57,7 +60,7 @@ def build(
         collection, tally = gather(config, day_of(created))
         built = replace(place, collection, tally, created, origin(config), hasher)
         if kept is not None:
-            kept(config, place, built.snapshot.generation, collection)
+            kept(config, place, built.snapshot.generation, collection.said())
         return built
 
 
@@ -82,7 +85,7 @@ class Place:
         return self.key or (read_key(self.key_path) if self.key_path.exists() else b"")
 
 
-Keeper = Callable[[Config, Place, int, Collection], None]
+Keeper = Callable[[Config, Place, int, Iterable[tuple[str, Entry]]], None]
 """Notes the names of a generation."""
 
 
@@ -110,18 +113,16 @@ def replace(
     created: float,
     origin: dict[str, object],
     hasher: Callable[[bytes], Callable[[str], int]] = address_hasher,
-    *,
-    unchanged: bool = False,
 ) -> Built:
-    """Put the collection in place as the next generation. ``unchanged``: it says the same as the one in place, which then
-    needs not be kept. Raises SnapshotError and OSError, and then the snapshot in use is as it was.
+    """Put the collection in place as the next generation. Raises SnapshotError and OSError, and then the snapshot in use is
+    as it was.
     """
     path = place.path
     key = place.known_key()
     new_key = not key
     origin["skipped"] = dict(tally.skipped)
     for _ in range(KEYS):
-        key = key or secrets.token_bytes(KEY_OCTETS)
+        key = key or fresh_key()
         try:
             pieces = encode(
                 collection.addresses, collection.records, key, next_generation(path), created, origin, hasher
@@ -131,8 +132,25 @@ def replace(
             key, new_key = b"", True
     else:
         raise SnapshotError(f"{path}: addresses share a hash under {KEYS} keys in a row; this is a fault, report it")
-    snapshot = put(place, pieces, key, new_key=new_key, keep_previous=not unchanged)
+    snapshot = put(place, pieces, key, new_key=new_key)
     return Built(snapshot, tally.skipped, tuple(tally.examples), new_key)
+
+
+def replace_whole(
+    place: Place, whole: Whole, key: bytes, created: float, origin: dict[str, object], *, new_key: bool, unchanged: bool
+) -> int:
+    """The same with what was read from directories, hashed with ``key``; its generation. ``unchanged``: it says the same as
+    the one in place, which then needs not be kept.
+    """
+    numbers: dict[Entry, int] = {}
+    table = [
+        numbers.setdefault(entry, len(numbers)) if n in whole.times else 0 for n, (entry, _) in enumerate(whole.table)
+    ]
+    if len(numbers) > RECORDS:
+        raise too_many()
+    index = array("B" if len(numbers) <= 256 else "H", map(table.__getitem__, whole.kinds))
+    pieces = encode_sorted(whole.hashes, index, list(numbers), key, next_generation(place.path), created, origin)
+    return put(place, pieces, key, new_key=new_key, keep_previous=not unchanged).generation
 
 
 def put(

@@ -9,6 +9,7 @@ to octet. Must not fail over, nor know what entries mean. Runs in the main threa
 from __future__ import annotations
 
 import importlib
+import select
 import signal
 import socket
 import ssl
@@ -25,7 +26,11 @@ from relay.directory import ber
 from relay.directory.failure import LdapFailure, Reason, decoded
 from relay.directory.tls import PeerCertificate, certificate_fault, context, shown
 
+Take = ber.Take
+
 RECEIVE_OCTETS: Final = 1 << 18
+_ENOUGH: Final = RECEIVE_OCTETS - (1 << 15)
+"""Less room than this, which no record fills, is not worth a read."""
 PAGES: Final = 1_000_000
 """More pages than any directory has: a server that never ends is broken off."""
 RANGES: Final = 10_000
@@ -119,6 +124,8 @@ class Connection:
         self.counted = Counted()
         self._steps = steps or Steps()
         self._rest = b""
+        self._taken = 0
+        self._room = memoryview(bytearray(RECEIVE_OCTETS))
         self._number = 1000  # beyond ldap3's own of this connection
         self._fault: LdapFailure | None = None
         self._resolve()
@@ -336,17 +343,20 @@ class Connection:
         assert result is not None
         return found, result
 
-    def pages(self, base: str, scope: int, compiled: bytes, attributes: Iterable[str]) -> Iterator[ber.Entry]:
+    def pages(
+        self, base: str, scope: int, compiled: bytes, attributes: Iterable[str], take: Take | None = None
+    ) -> Iterator[ber.Entry | None]:
         """Every entry, page by page; ends only when the server has proven that there are no more (rows R2, R6).
 
-        Result 0 and the paging control on every page, or LdapFailure: then nothing of what came may be believed.
+        Result 0 and the paging control on every page, or LdapFailure: then nothing of what came may be believed. Entries
+        that ``take`` takes are not among those that come out; None comes with the end of each page.
         """
         request = ber.search(base, scope, compiled, attributes)
         cookie, held = b"", []
         for _ in range(PAGES):
             result: ber.Result | None = None
-            came = 0
-            for answer in self._answers(request, ber.paged(self.profile.page_size, cookie)):
+            came = -self._taken
+            for answer in self._answers(request, ber.paged(self.profile.page_size, cookie), take):
                 if isinstance(answer, ber.Result):
                     result = answer
                     continue
@@ -356,6 +366,7 @@ class Connection:
                 else:
                     yield answer
             assert result is not None
+            came += self._taken
             if result.code:
                 raise decoded(result.code, result.diagnostic, self.server.url)
             if result.cookie is None:
@@ -365,6 +376,7 @@ class Connection:
             self.counted.pages += 1
             self.counted.entries += came
             cookie = result.cookie
+            yield None
             if not cookie:
                 break
         else:
@@ -395,7 +407,7 @@ class Connection:
             whole[name] = gathered
         return whole
 
-    def _answers(self, request: bytes, controls: bytes) -> Iterator[ber.Entry | ber.Result]:
+    def _answers(self, request: bytes, controls: bytes, take: Take | None = None) -> Iterator[ber.Entry | ber.Result]:
         """Entries and then the result of one request. Continuation references are counted and not followed."""
         profile = self.profile
         self._number += 1
@@ -403,7 +415,7 @@ class Connection:
         try:
             self._socket.settimeout(profile.answer_timeout_s)
             self._socket.sendall(ber.tlv(0x30, ber.integer(self._number) + request + controls))
-            for found in self._messages(until):
+            for found in self._messages(until, take):
                 if found.operation == ber.SEARCH_ENTRY and found.number == self._number:
                     yield ber.entry(found)
                 elif found.operation == ber.SEARCH_REFERENCE and found.number == self._number:
@@ -423,10 +435,13 @@ class Connection:
         except OSError as error:
             raise self._failure(Reason.LOST, f"the connection broke: {error.strerror or _plain(error)}") from None
 
-    def _messages(self, until: float) -> Iterator[ber.Message]:
+    def _messages(self, until: float, take: Take | None) -> Iterator[ber.Message]:
         data, at = self._rest, 0
         self._rest = b""
         while True:
+            if take is not None:
+                at, taken = ber.entries(data, at, self._number, take)
+                self._taken += taken
             found = ber.message(data, at)
             if found is not None:
                 at = found.whole
@@ -437,11 +452,45 @@ class Connection:
             left = until - time.monotonic()
             if left <= 0:
                 raise self._failure(Reason.SLOW, f"a page took longer than {self.profile.page_timeout_s:g} s")
-            self._socket.settimeout(min(left, self.profile.answer_timeout_s))
-            more = self._socket.recv(RECEIVE_OCTETS)
+            more = self._received(min(left, self.profile.answer_timeout_s))
             if not more:
                 raise self._failure(Reason.LOST, "the server hung up in the middle of an answer")
             data, at = data[at:] + more, 0
+
+    def _received(self, seconds: float) -> bytes:
+        """What is there, or what comes first; empty at the end. Raises TimeoutError and OSError.
+
+        Servers send each entry in a TLS record of its own, and a read gives no more than one: so many are read at a time,
+        into memory that is there, or reading would cost more than understanding.
+        """
+        sock, room, filled = self._socket, self._room, 0
+        sock.settimeout(0)
+        try:
+            while filled < _ENOUGH:
+                try:
+                    count = sock.recv_into(room[filled:])
+                except (BlockingIOError, ssl.SSLWantReadError):
+                    if filled:
+                        break
+                    _wait(sock, select.POLLIN, seconds)
+                    continue
+                except ssl.SSLWantWriteError:
+                    _wait(sock, select.POLLOUT, seconds)
+                    continue
+                if not count:
+                    break
+                filled += count
+        except OSError:
+            if not filled:  # else what came before the break is looked at first, and the break is met again
+                raise
+        return bytes(room[:filled])
+
+
+def _wait(sock: socket.socket, event: int, seconds: float) -> None:
+    poll = select.poll()
+    poll.register(sock, event)
+    if not poll.poll(seconds * 1000):
+        raise TimeoutError
 
 
 def _plain(error: Exception) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice
 from operator import eq
@@ -51,8 +52,22 @@ def encode(
     mask = (1 << _RECORD_BITS) - 1
     index = array("B" if len(records) <= 256 else "H", (item & mask for item in order))
     del order
+    return encode_sorted(hashes, index, records, key, generation, created, origin)
+
+
+def encode_sorted(
+    hashes: array[int],
+    index: array[int],
+    records: Sequence[Entry],
+    key: bytes,
+    generation: int,
+    created: float,
+    origin: Mapping[str, Any],
+) -> list[bytes | memoryview]:
+    """The same of hashes that ascend and are unique, each with the number of its record."""
     carriers = {flag: {n for n, r in enumerate(records) if r.flags & flag} for flag in (ACCEPT, RESTRICTED)}
-    counts = {flag: sum(number in carriers[flag] for number in index) for flag in carriers}
+    times = Counter(index)
+    counts = {flag: sum(times[number] for number in carriers[flag]) for flag in carriers}
     table, rulings, strings = _records(records)
     header = Header(generation, created, 0, key_id(key), len(hashes), counts[ACCEPT], counts[RESTRICTED])
     return pack(

@@ -1,24 +1,27 @@
 """Owns: whether what was read may replace what is in place (row R6), and the difference between the two (row R9).
 
-Pure. The snapshot in place holds hashes alone, so the difference is found by asking it for each address that was read:
-what is new is known by name, what is gone by number.
+Pure. The snapshot in place and what was read are hashes, so the difference is one of numbers; what is new is known by name
+where the reading kept names.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection as Sized
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
 from relay.directory.failure import Reason
 from relay.directory.snapshot import ACCEPT, NEEDS_AUTH, RESTRICTED, Entry, Snapshot
-from relay.directory.sources import Collection
+from relay.directory.whole import Whole
 
 NAMED: Final = 1000
 """Addresses of a difference kept by name."""
+_PART: Final = 1 << 56
+"""The span of hashes compared at a time: a 256th of them, so that few are objects at once."""
 SLACK: Final = 1.05
 """What was accepted may be this much more when it is read again: people leave meanwhile."""
 RECIPIENTS: Final = "recipients"
@@ -81,57 +84,38 @@ class Difference:
         return not (self.added or self.changed or self.removed)
 
 
-def counts(collection: Collection) -> dict[str, int]:
+def counts(whole: Whole) -> dict[str, int]:
     """How many addresses there are of each kind: kept in the snapshot, for the next comparison."""
     found: Counter[str] = Counter()
-    records = collection.records
-    for number, times in Counter(collection.addresses.values()).items():
-        record = records[number]
+    for kind, times in whole.times.items():
+        record, domain = whole.table[kind]
         for flag, what in ((ACCEPT, RECIPIENTS), (RESTRICTED, SENDERS), (NEEDS_AUTH, INTERNAL)):
             if record.flags & flag:
                 found[what] += times
         if record.size_limit:
             found[LIMITED] += times
-    taken = {number for number, record in enumerate(records) if record.flags & ACCEPT}
-    domains = Counter(a.rpartition("@")[2] for a, number in collection.addresses.items() if number in taken)
-    found.update({_of(domain): times for domain, times in domains.items()})
+        if record.flags & ACCEPT:
+            found[_of(domain)] += times
     return dict(found)
 
 
-def difference(old: Snapshot | None, collection: Collection) -> Difference:
+def difference(old: Snapshot | None, whole: Whole) -> Difference:
     """What would change. Without a snapshot in place all of it is new and nothing goes."""
     found = Difference()
     if old is None:
-        found.added = len(collection.addresses)
-        found.added_names = list(islice(collection.addresses, NAMED))
+        found.added = len(whole.hashes)
+        found.added_names = list(islice((whole.names or {}).values(), NAMED))
         return found
     kept: Counter[str] = Counter()
-    kept_in: Counter[str] = Counter()
-    pairs: dict[tuple[int, int], list[int]] = {}  # old and new record: how often they meet, and whether they differ
-    records = collection.records
-    for address, number in collection.addresses.items():
-        before, now = old.entry(address), records[number]
-        if before is None:
-            found.added += 1
-            if len(found.added_names) < NAMED:
-                found.added_names.append(address)
-            continue
-        pair = pairs.get((id(before), number))
-        if pair is None:
-            pair = pairs[id(before), number] = [0, before.flags & now.flags, before != now, _limits(before, now)]
-        pair[0] += 1
-        if pair[1] & ACCEPT:
-            kept_in[address.rpartition("@")[2]] += 1
-        if pair[2]:
-            found.changed += 1
-            if len(found.changed_names) < NAMED:
-                found.changed_names.append(address)
-    for times, both, _, limited in pairs.values():
+    records = old.tables.records
+    for (was, kind), times in _pairs(old, whole, found).items():
+        before, (now, domain) = records[was], whole.table[kind]
+        both = before.flags & now.flags
         for flag, what in ((ACCEPT, RECIPIENTS), (RESTRICTED, SENDERS), (NEEDS_AUTH, INTERNAL)):
             kept[what] += times if both & flag else 0
-        kept[LIMITED] += times * limited
-    kept.update({_of(domain): times for domain, times in kept_in.items()})
-    found.removed = old.addresses - sum(times for times, *_ in pairs.values())
+        kept[LIMITED] += times * _limits(before, now)
+        kept[_of(domain)] += times if both & ACCEPT else 0
+        found.changed += times if before != now else 0
     stated = old.origin.get("counts")
     # One built by an older version has no counts but these.
     before_counts = stated if isinstance(stated, dict) else {RECIPIENTS: old.recipients, SENDERS: old.restricted}
@@ -143,13 +127,45 @@ def difference(old: Snapshot | None, collection: Collection) -> Difference:
     return found
 
 
+def _pairs(old: Snapshot, whole: Whole, found: Difference) -> Counter[tuple[int, int]]:
+    """How often which old record meets which kind. Part by part, so that few objects are alive at once; counts and names
+    of what is new or gone go into ``found``.
+    """
+    pairs: Counter[tuple[int, int]] = Counter()
+    before, places, records = old.tables
+    came = went = 0
+    for end in (*range(_PART, 1 << 64, _PART), 1 << 64):
+        was, now = bisect_left(before, end, went), bisect_left(whole.hashes, end, came)
+        mine = dict(zip(before[went:was], places[went:was], strict=True))
+        theirs = dict(zip(whole.hashes[came:now], whole.kinds[came:now], strict=True))
+        went, came = was, now
+        if mine.keys() == theirs.keys():  # nearly always, and then both stand in the same order
+            pairs.update(zip(mine.values(), theirs.values(), strict=True))
+        else:
+            added = theirs.keys() - mine.keys()
+            found.added += len(added)
+            found.removed += len(mine.keys() - theirs.keys())
+            _name(found.added_names, added, whole)
+            pairs.update((mine[both], theirs[both]) for both in mine.keys() & theirs.keys())
+        if whole.names is not None:
+            changed = (h for h in mine.keys() & theirs.keys() if records[mine[h]] != whole.table[theirs[h]].entry)
+            _name(found.changed_names, changed, whole)
+    return pairs
+
+
+def _name(names: list[str], hashes: Iterable[int], whole: Whole) -> None:
+    if whole.names is not None:
+        known = (whole.names[hashed] for hashed in hashes if hashed in whole.names)
+        names += islice(known, NAMED - len(names))
+
+
 def _limits(before: Entry, now: Entry) -> bool:
     return bool(before.size_limit and now.size_limit)
 
 
 def judge(
     found: Difference,
-    collection: Collection,
+    whole: Whole,
     canaries: Sized[str],
     restricted_canaries: Sized[str],
     share: float,
@@ -158,10 +174,8 @@ def judge(
 ) -> Refused | None:
     """Whether the reading may be taken; ``accepted`` is what an operator was told and has confirmed."""
     flags = {address.lower(): ACCEPT for address in canaries}
-    missing = [a for a in flags if not _flags(collection, a) & ACCEPT]
-    missing += [
-        f"restricted {a.lower()}" for a in restricted_canaries if not _flags(collection, a.lower()) & RESTRICTED
-    ]
+    missing = [a for a in flags if not _flags(whole, a) & ACCEPT]
+    missing += [f"restricted {a.lower()}" for a in restricted_canaries if not _flags(whole, a.lower()) & RESTRICTED]
     known = accepted or {}
     missing = [address for address in missing if address not in known.get("canaries", ())]
     allowed: Mapping[str, int] = known.get("losses", {})
@@ -170,13 +184,13 @@ def judge(
         for loss in found.losses
         if loss.gone > max(floor, loss.of * share) and loss.gone > allowed.get(loss.what, -1) * SLACK
     ]
-    empty = not collection.accepts()
+    empty = not whole.accepts()
     return Refused(tuple(losses), tuple(missing), empty) if losses or missing or empty else None
 
 
-def _flags(collection: Collection, address: str) -> int:
-    number = collection.addresses.get(address)
-    return 0 if number is None else collection.records[number].flags
+def _flags(whole: Whole, address: str) -> int:
+    entry = whole.entry(address)
+    return 0 if entry is None else entry.flags
 
 
 def _of(domain: str) -> str:

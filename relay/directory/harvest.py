@@ -6,14 +6,14 @@ Pure but for the tally it counts into. Must not ask the directory, nor take an a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from relay.config.ldap import LdapProfile
 from relay.directory.presets import EXCHANGE_OWN, Plan
 from relay.directory.snapshot import ACCEPT, EXACT, NEEDS_AUTH, RESTRICTED, Entry, exact_key
-from relay.directory.sources import Collection, Ours, Skip, Tally
+from relay.directory.sources import Ours, Skip, Tally
 from relay.mail.address import PLAIN_MAILBOX, AddressFault, Mailbox, parse_mailbox, unquoted
 from relay.mail.reply import OperatorText, operator_text
 
@@ -65,6 +65,16 @@ class Members:
         return bool(self.primary) and _first(attributes, "primarygroupid") in self.primary
 
 
+class Gathering(Protocol):
+    """Where addresses go: a collection, or a ledger."""
+
+    def add(self, address: str, entry: Entry) -> None:
+        """One address, in any case."""
+
+    def add_all(self, addresses: Iterable[str], entry: Entry) -> None:
+        """Several in lower case that have their entry in common."""
+
+
 class Harvest:
     """One profile's entries on their way into a collection. ``used`` counts the addresses that were taken."""
 
@@ -73,14 +83,14 @@ class Harvest:
         profile: LdapProfile,
         plan: Plan,
         ours: Ours,
-        collection: Collection,
+        collection: Gathering,
         tally: Tally,
         members: Members | None = None,
         restricted: Members | None = None,
     ) -> None:
         self._profile = profile
-        self._plan = plan
-        self._ours = ours.verified & frozenset(profile.domains) if profile.domains else ours.verified
+        self._plan = self.plan = plan
+        self._ours = self.ours = ours.verified & frozenset(profile.domains) if profile.domains else ours.verified
         self._sensitive = ours.sensitive
         self._collection = collection
         self._tally = tally
@@ -89,13 +99,17 @@ class Harvest:
         self._text = operator_text(profile.restriction_text)
         self._kinds = None if profile.kinds is None else frozenset(profile.kinds)
         self._values = frozenset(value.lower() for value in profile.restriction_values)
+        self.takes_system = profile.system_mailboxes
         self.used = 0
         self.entries = 0
 
     def add(self, dn: str, attributes: Mapping[str, list[bytes]]) -> None:
         """Take what one entry says."""
         self.entries += 1
-        entry = self._entry(dn, attributes)
+        left_out = self._left_out(dn, attributes)
+        if left_out:
+            self._tally.skip(left_out)
+        entry = self._entry(dn, attributes, left_out)
         if not entry.flags & (ACCEPT | RESTRICTED):
             return
         # Nearly all values are plain addresses of ours, or of a kind that is none: they take the short way.
@@ -120,12 +134,25 @@ class Harvest:
         if others:
             self._tally.skipped[Skip.OTHER_KIND] += others
 
-    def _entry(self, dn: str, attributes: Mapping[str, list[bytes]]) -> Entry:
+    def judged(self, attributes: Mapping[str, list[bytes]]) -> Entry:
+        """What all addresses have in common of an entry of which nothing but this matters; only while ``plain``."""
+        return self._entry("", attributes, self._left_out("", attributes))
+
+    def taken(self, used: int, others: int) -> None:
+        """An entry was taken another way: so many addresses, and so many values of kinds that are none."""
+        self.entries += 1
+        self.used += used
+        if others:
+            self._tally.skipped[Skip.OTHER_KIND] += others
+
+    @property
+    def plain(self) -> bool:
+        """Whether an entry's attributes say everything, and addresses are compared without regard to case."""
+        return self._members is None and self._restricted is None and not self._sensitive
+
+    def _entry(self, dn: str, attributes: Mapping[str, list[bytes]], left_out: str) -> Entry:
         """What all addresses of the entry have in common: whoever may not send by one may not by another (row S2)."""
         plan = self._plan
-        left_out = self._left_out(dn, attributes)
-        if left_out:
-            self._tally.skip(left_out)
         flags = 0 if left_out else ACCEPT
         text = self._restriction(dn, attributes)
         if text is not None:

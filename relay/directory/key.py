@@ -6,6 +6,7 @@ Must not log or print a key, and never replaces one on its own: a new key makes 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Callable
 from hashlib import blake2b
@@ -24,6 +25,11 @@ _KEY_ID_OCTETS: Final = 8
 def key_id(key: bytes) -> str:
     """The key's name, 16 hex digits: the same for the same key, and of no use to find it."""
     return blake2b(key, digest_size=_KEY_ID_OCTETS, person=b"dmz-relay key id").hexdigest()
+
+
+def new_key() -> bytes:
+    """A key nobody knows yet."""
+    return secrets.token_bytes(KEY_OCTETS)
 
 
 def address_state(key: bytes) -> blake2b:

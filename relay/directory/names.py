@@ -24,7 +24,7 @@ from relay.directory import history
 from relay.directory.build import Place
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import ACCEPT, EXACT, NEEDS_AUTH, RESTRICTED, Entry, inspect, previous_path
-from relay.directory.sources import Collection
+from relay.directory.whole import Whole
 from relay.mail.ruling import action_of, last_day
 
 FOLDER: Final = "names"
@@ -50,6 +50,10 @@ class Named:
     changed: dict[str, tuple[str, str]]
 
 
+Said = Iterable[tuple[str, Entry]]
+"""Every address and what is said of it."""
+
+
 def folder_of(snapshot: Path) -> Path:
     """Where they are."""
     return snapshot.parent / FOLDER
@@ -62,7 +66,7 @@ def known(config: Config) -> list[int]:
     return []
 
 
-def keep(config: Config, place: Place, generation: int, collection: Collection, was: int | None = None) -> None:
+def keep(config: Config, place: Place, generation: int, said: Said, was: int | None = None) -> None:
     """Note the names of the generation just put in place, and let old ones go. Raises OSError.
 
     ``was``: the generation that said exactly the same, whose list goes on under the new number.
@@ -74,7 +78,7 @@ def keep(config: Config, place: Place, generation: int, collection: Collection, 
     _furnish(folder, place)
     file = folder / str(generation)
     if was is None or not (folder / str(was)).exists():
-        _write(file, place, collection)
+        _write(file, place, said)
     elif was != generation:
         (folder / str(was)).rename(file)
     before = [one for one in known(config) if one < generation]
@@ -118,16 +122,18 @@ def _furnish(folder: Path, place: Place) -> None:
         folder.chmod(0o700)
 
 
-def _write(file: Path, place: Place, collection: Collection) -> None:
+def _write(file: Path, place: Place, said: Said) -> None:
     beside = file.with_name(f".{file.name}.new")
     beside.unlink(missing_ok=True)
-    words = [json.dumps(described(entry), ensure_ascii=False) for entry in collection.records]
+    words: dict[Entry, str] = {}
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as raw:
         with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=_LEVEL, filename="", mtime=0) as packed:
-            for address, number in collection.addresses.items():
-                if not collection.records[number].flags & EXACT:
-                    packed.write(f"{words[number]}\t{address}\n".encode())
+            for address, entry in said:
+                if not entry.flags & EXACT:
+                    if entry not in words:
+                        words[entry] = json.dumps(described(entry), ensure_ascii=False)
+                    packed.write(f"{words[entry]}\t{address}\n".encode())
         raw.flush()
         os.fchown(raw.fileno(), place.owner, -1)
     beside.rename(file)
@@ -203,11 +209,10 @@ def compare(config: Config, old: int, new: int) -> Named:
     )  # fmt: skip
 
 
-def gone(config: Config, generation: int, collection: Collection, most: int) -> list[str]:
+def gone(config: Config, generation: int, whole: Whole, most: int) -> list[str]:
     """Addresses of a generation that a reading has not, no more than ``most``; none when its names are not there."""
     try:
         before = read(config, generation)
     except NoNames:
         return []
-    now = collection.addresses
-    return sorted(address for address in before if address not in now)[:most]
+    return sorted(address for address in before if whole.entry(address) is None)[:most]

@@ -15,8 +15,11 @@ from relay.config.schema import Config
 from relay.directory.connection import SCOPES, Connection, Steps
 from relay.directory.failure import MENDS_ELSEWHERE, LdapFailure, Reason
 from relay.directory.harvest import Harvest, Members, dn_key
+from relay.directory.lean import Lean
+from relay.directory.ledger import Ledger
 from relay.directory.presets import Plan, plan
-from relay.directory.sources import Collection, Ours, Tally
+from relay.directory.sources import Ours, Tally
+from relay.directory.unique import Unique
 
 PROGRESS_ENTRIES: Final = 1000
 """How often a reading says how far it is."""
@@ -43,17 +46,26 @@ class Reading:
 
 
 def read_profile(
-    config: Config, profile: LdapProfile, password: str, tally: Tally, progress: Progress
-) -> tuple[Collection, Reading]:
-    """Every entry of one server, the first that can be read to its end. Raises LdapFailure."""
+    config: Config,
+    profile: LdapProfile,
+    password: str,
+    tally: Tally,
+    progress: Progress,
+    key: bytes,
+    names: dict[int, str] | None = None,
+) -> tuple[Ledger, Reading]:
+    """Every entry of one server, the first that can be read to its end. Raises LdapFailure.
+
+    ``key`` hashes the addresses; ``names`` is filled with them where it is given.
+    """
     failures: list[LdapFailure] = []
     for server in profile.targets():
         began = time.monotonic()
-        attempt, left_out = Collection(), Tally()
+        attempt, left_out = Ledger(key, names), Tally()
         try:
             connection = Connection(profile, server, password)
             try:
-                harvest = _harvest(config, profile, connection, attempt, left_out, progress)
+                harvest = _harvest(config, profile, connection, attempt, left_out, progress, key)
             finally:
                 connection.close()
         except LdapFailure as failure:
@@ -93,7 +105,8 @@ def look(config: Config, profile: LdapProfile, server: LdapServer, password: str
         connection = Connection(profile, server, password, steps)
         try:
             tally = Tally()
-            harvest = _harvest(config, profile, connection, Collection(), tally, lambda _, __: None, profile.page_size)
+            ledger, size = Ledger(b""), profile.page_size
+            harvest = _harvest(config, profile, connection, ledger, tally, lambda _, __: None, b"", size)
             left_out = "".join(f", {count} × {reason}" for reason, count in tally.skipped.most_common(3))
             said = f"{harvest.entries} entries below {connection.base()} give {harvest.used} addresses{left_out}"
             steps.passed("search", said)
@@ -110,9 +123,10 @@ def _harvest(
     config: Config,
     profile: LdapProfile,
     connection: Connection,
-    collection: Collection,
+    ledger: Ledger,
     tally: Tally,
     progress: Progress,
+    key: bytes,
     most: int = 0,
 ) -> Harvest:
     """``most``: stop after so many entries, to look and not to take; 0 for all of them."""
@@ -123,15 +137,23 @@ def _harvest(
         _check_partial_set(connection, connection.server, made)
     members = _members(connection, base, made, profile.groups) if profile.groups else None
     restricted = _members(connection, base, made, profile.restriction_groups) if profile.restriction_groups else None
-    harvest = Harvest(profile, made, ours, collection, tally, members, restricted)
-    wanted = list(made.attributes)
+    harvest = Harvest(profile, made, ours, ledger, tally, members, restricted)
+    unique = Unique(is_ad=made.is_ad)
+    wanted = [*made.attributes, unique.key_attribute, unique.stamp_attribute]
     if members is not None or restricted is not None:
         wanted += [made.user_name, "primarygroupid"] if made.is_ad else [made.user_name]
+    take = Lean(harvest, ledger, key, unique).take if harvest.plain and not most else None
     progress(profile.name, 0)
-    for dn, attributes in connection.pages(base, SCOPES[profile.scope], connection.compiled(made.filter), wanted):
-        harvest.add(dn, attributes)
-        if not harvest.entries % PROGRESS_ENTRIES:
+    said = PROGRESS_ENTRIES
+    compiled = connection.compiled(made.filter)
+    for found in connection.pages(base, SCOPES[profile.scope], compiled, wanted, take):
+        if found is not None:
+            dn, attributes = found
+            harvest.add(dn, attributes)
+            ledger.end_row(unique.of(attributes))
+        if harvest.entries >= said:
             progress(profile.name, harvest.entries)
+            said = harvest.entries + PROGRESS_ENTRIES
         if harvest.entries == most:
             break
     progress(profile.name, harvest.entries)
@@ -149,8 +171,9 @@ def _harvest(
 def _members(connection: Connection, base: str, made: Plan, chosen: list[str]) -> Members:
     """Everyone in the chosen groups and in groups within them (row R10). Raises LdapFailure when one is not there."""
     every: dict[str, str] = {}
-    for dn, _ in connection.pages(base, SCOPES["sub"], connection.compiled(made.groups), ["1.1"]):
-        every[dn_key(dn)] = dn
+    for found in connection.pages(base, SCOPES["sub"], connection.compiled(made.groups), ["1.1"]):
+        if found is not None:
+            every[dn_key(found[0])] = found[0]
     names: set[str] = set()
     users: set[str] = set()
     primary: set[str] = set()
@@ -159,10 +182,10 @@ def _members(connection: Connection, base: str, made: Plan, chosen: list[str]) -
     asked = [*made.membership, "objectsid"] if made.is_ad else list(made.membership)
     while waiting:
         dn = waiting.pop()
-        found = connection.read(dn, asked)
-        if found is None:
+        read = connection.read(dn, asked)
+        if read is None:
             raise LdapFailure(Reason.BASE, f"there is no group {dn}, or it may not be read", connection.server.url)
-        group = connection.whole(dn, found)
+        group = connection.whole(dn, read)
         if sid := group.get("objectsid"):
             primary.add(str(int.from_bytes(sid[0][-4:], "little")))  # the RID, what primaryGroupID holds
         users.update(value.decode("utf-8", "replace").lower() for value in group.get("memberuid", ()))
@@ -186,8 +209,8 @@ def _check_partial_set(connection: Connection, server: LdapServer, made: Plan) -
     compiled = connection.compiled(f"(&(objectClass=attributeSchema)(isMemberOfPartialAttributeSet=TRUE)(|{asked}))")
     found = {
         value.decode("ascii", "replace").lower()
-        for _, attributes in connection.pages(schema[0].decode(), SCOPES["sub"], compiled, ["lDAPDisplayName"])
-        for value in attributes.get("ldapdisplayname", ())
+        for one in connection.pages(schema[0].decode(), SCOPES["sub"], compiled, ["lDAPDisplayName"])
+        for value in (one[1].get("ldapdisplayname", ()) if one is not None else ())
     }
     if missing := [name for name in made.attributes if name not in found]:
         raise LdapFailure(

@@ -29,7 +29,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from relay.directory.key import address_state, key_id
 from relay.directory.layout import Header, Image, SnapshotError, read
@@ -97,6 +97,14 @@ def previous_path(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
+class Tables(NamedTuple):
+    """Hashes, ascending, with the place of each one's entry."""
+
+    hashes: memoryview[int]
+    places: memoryview[int]
+    records: list[Entry]
+
+
 class Snapshot:
     """One generation, in private memory: no file can change or take away what it answers."""
 
@@ -115,6 +123,7 @@ class Snapshot:
         "ruled",
         "sensitive",
         "size",
+        "tables",
         "wide",
     )
 
@@ -138,7 +147,7 @@ class Snapshot:
         self.recipients: Final = header.recipients
         self.restricted: Final = header.restricted
         self.origin: Final = _origin(image)
-        self.lookup, self._entry, flags = _readers(path, image, key)
+        self.lookup, self._entry, flags, self.tables = _readers(path, image, key)
         self.ruled: Final = bool(flags & RULED)
         """Whether any entry has a ruling; where none has, nobody need ask."""
         self.particular: Final = bool(flags & PARTICULAR)
@@ -174,8 +183,10 @@ def _origin(image: Image) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int], Callable[[str], Entry | None], int]:
-    """The look-ups as closures, and all flags that occur: what they use is a local of theirs, which halves the cost around
+def _readers(
+    path: Path, image: Image, key: bytes
+) -> tuple[Callable[[str], int], Callable[[str], Entry | None], int, Tables]:
+    """The look-ups as closures, all flags that occur, and the tables: what they use is a local of theirs, which halves the cost around
     the hash.
 
     What is checked here is what they rely on, so that a file with good checksums and wrong contents is refused now
@@ -244,7 +255,7 @@ def _readers(path: Path, image: Image, key: bytes) -> tuple[Callable[[str], int]
         found = place(address)
         return records[index[found]] if found >= 0 else None
 
-    return lookup, entry, functools.reduce(operator.or_, flags, 0)
+    return lookup, entry, functools.reduce(operator.or_, flags, 0), Tables(hashes, index, records)
 
 
 def _rule(path: Path, image: Image, records: list[Entry]) -> None:

@@ -78,11 +78,6 @@ class Collection:
         self.records: Final[list[Entry]] = []
         self._numbers: Final[dict[Entry, int]] = {}
 
-    def merge(self, other: Collection) -> None:
-        """Take over what another collection says. Raises SnapshotError as ``add`` does."""
-        for address, number in other.addresses.items():
-            self.add(address, other.records[number])
-
     def add(self, address: str, entry: Entry) -> None:
         """Note what one source says. Said twice, flags add up, and of two texts the later one counts.
 
@@ -91,7 +86,7 @@ class Collection:
         address = address.lower()
         known = self.addresses.get(address)
         if known is not None:
-            entry = _merged(self.records[known], entry)
+            entry = merged(self.records[known], entry)
         self._put(address, entry)
 
     def rule(self, key: str, entry: Entry) -> bool:
@@ -133,6 +128,11 @@ class Collection:
             self.records.append(entry)
         return number
 
+    def said(self) -> Iterator[tuple[str, Entry]]:
+        """Every address and what is said of it."""
+        for address, number in self.addresses.items():
+            yield address, self.records[number]
+
     def count(self, flag: int) -> int:
         """How many addresses carry the flag."""
         carrying = {number for number, record in enumerate(self.records) if record.flags & flag}
@@ -140,15 +140,21 @@ class Collection:
 
     def accepts(self) -> bool:
         """Whether there is anybody to whom mail is taken."""
-        taken = {
-            number
-            for number, record in enumerate(self.records)
-            if record.flags & ACCEPT or (record.ruling is not None and record.ruling.kind is None)
-        }
+        taken = {number for number, record in enumerate(self.records) if takes(record)}
         return any(number in taken for number in self.addresses.values())
 
 
-def _merged(old: Entry, new: Entry) -> Entry:
+def takes(entry: Entry) -> bool:
+    """Whether mail is taken to whom this is said of."""
+    return bool(entry.flags & ACCEPT) or (entry.ruling is not None and entry.ruling.kind is None)
+
+
+def merged(old: Entry, new: Entry) -> Entry:
+    """Both said of one address. A ruling counts where nothing before it has decided, as in ``Collection.rule``."""
+    if new.ruling is not None:
+        if old.flags & (ACCEPT | RULED):
+            return old
+        return replace(new, flags=new.flags | old.flags, text=old.text)
     return replace(
         old,
         flags=old.flags | new.flags,

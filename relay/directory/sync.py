@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from relay.config.schema import Config
-from relay.directory import history, names, push
-from relay.directory.build import Place, day_of, only_build, origin, replace
+from relay.directory import history, push
+from relay.directory import names as named
+from relay.directory.build import Place, day_of, only_build, origin, replace_whole
 from relay.directory.failure import CURES, LdapFailure, Reason
 from relay.directory.guard import NAMED, Difference, Refused, counts, difference, judge
+from relay.directory.key import new_key
 from relay.directory.layout import SnapshotError
+from relay.directory.ledger import Ledger
 from relay.directory.push import Arrival
 from relay.directory.reading import Progress, Reading, read_profile
 from relay.directory.snapshot import Snapshot
 from relay.directory.sources import Collection, Ours, Tally, gather
 from relay.directory.state import read_state, state_path, write_state
+from relay.directory.whole import Whole
 
 
 class Purpose(Enum):
@@ -77,7 +81,7 @@ def synchronise(
     arrivals: list[Arrival] = []
     aside: list[tuple[Path, str]] = []
     found, refused = Difference(), None
-    collection, tally = Collection(), Tally()
+    tally = Tally()
     numbers: dict[str, int] = {}
     generation = 0
     try:
@@ -87,23 +91,37 @@ def synchronise(
             if purpose is Purpose.SCHEDULED and state.held:
                 return _waiting(began, state.held)
             try:
-                collection = _read(config, passwords, tally, readings, progress, now)
-                _arrive(config, place, collection, tally, readings, arrivals, aside, now)
-                old = _in_place(place)
-                found = difference(old, collection)
-                if old is not None and found.removed:
-                    found.removed_names = names.gone(config, old.generation, collection, NAMED)
-                numbers = counts(collection)
+                known = place.known_key()
+                key = known or new_key()
+                wanted = purpose is Purpose.DRY_RUN or config.directory.names_max_age_s > 0
+                names: dict[int, str] | None = {} if wanted else None
+                parts = _read(config, passwords, tally, readings, progress, now, key, names)
+                parts.append(_arrived(config, place, tally, readings, arrivals, aside, now))
+                whole = Whole(parts, key, names)
+                del parts
+                old = _in_place(place, known)
+                found = difference(old, whole)
+                before = old.generation if old is not None else 0
+                del old  # its memory is needed
+                if before and found.removed:
+                    found.removed_names = named.gone(config, before, whole, NAMED)
+                numbers = counts(whole)
                 directory = config.directory
                 refused = judge(
-                    found, collection, directory.canaries, directory.restricted_canaries,
+                    found, whole, directory.canaries, directory.restricted_canaries,
                     directory.shrink, directory.shrink_floor, state.refused if purpose is Purpose.ACCEPT else None,
                 )  # fmt: skip
                 if refused is not None:
                     raise _Refusal(refused)
                 if purpose is not Purpose.DRY_RUN:
+                    if before and not found.none:
+                        history.keep(place, before, directory.history)
                     created = min(now, *(arrival.header.created for arrival in arrivals)) if arrivals else now
-                    generation = _put(config, place, collection, tally, found, old, created, numbers)
+                    said = {**origin(config), "counts": numbers, "skipped": dict(tally.skipped)}
+                    said["directories"] = directory.scheduled_names
+                    same = bool(before) and found.none
+                    generation = replace_whole(place, whole, key, created, said, new_key=not known, unchanged=same)
+                    named.keep(config, place, generation, whole.named(), before if same else None)
                     profiles = {reading.profile: asdict(reading) for reading in readings}
                     state = state.taken(now, time.monotonic() - began, profiles)
                     write_state(path, state, place.owner, place.group)
@@ -157,32 +175,32 @@ def _read(
     readings: list[Reading],
     progress: Progress,
     now: float,
-) -> Collection:
+    key: bytes,
+    names: dict[int, str] | None,
+) -> list[Collection | Ledger]:
     """The files, whose overrides come over everything, then all directories. Raises LdapFailure and SnapshotError."""
-    whole, left_out = gather(config, day_of(now))
+    files, left_out = gather(config, day_of(now))
     tally.skipped.update(left_out.skipped)
     tally.examples += left_out.examples
+    parts: list[Collection | Ledger] = [files]
     for profile in config.directory.readings:
-        one, reading = read_profile(config, profile, passwords[profile.name], tally, progress)
+        one, reading = read_profile(config, profile, passwords[profile.name], tally, progress, key, names)
         readings.append(reading)
-        if whole.addresses:
-            whole.merge(one)
-        else:
-            whole = one
-    return whole
+        parts.append(one)
+    return parts
 
 
-def _arrive(
+def _arrived(
     config: Config,
     place: Place,
-    collection: Collection,
     tally: Tally,
     readings: list[Reading],
     arrivals: list[Arrival],
     aside: list[tuple[Path, str]],
     now: float,
-) -> None:
-    """What was pushed comes to it, last of all. Raises LdapFailure."""
+) -> Collection:
+    """What was pushed, which comes last of all. Raises LdapFailure."""
+    collection = Collection()
     for source in config.directory.push:
         began = time.monotonic()
         arrival = push.arrive(config, source, place, now, aside)
@@ -192,35 +210,15 @@ def _arrive(
         known = arrival.header.addresses
         took = time.monotonic() - began
         readings.append(Reading(source.name, str(source.folder), known, 0, used, took, None, said))
+    return collection
 
 
-def _in_place(place: Place) -> Snapshot | None:
+def _in_place(place: Place, key: bytes) -> Snapshot | None:
     """The snapshot to compare with; none when it cannot be read, which a good reading mends."""
     try:
-        return Snapshot.open(place.path, place.known_key())
+        return Snapshot.open(place.path, key)
     except SnapshotError:
         return None
-
-
-def _put(
-    config: Config,
-    place: Place,
-    collection: Collection,
-    tally: Tally,
-    found: Difference,
-    old: Snapshot | None,
-    now: float,
-    numbers: dict[str, int],
-) -> int:
-    said = origin(config)
-    said["directories"] = config.directory.scheduled_names
-    said["counts"] = numbers
-    unchanged = old is not None and found.none
-    if old is not None and not unchanged:
-        history.keep(place, old.generation, config.directory.history)
-    generation = replace(place, collection, tally, now, said, unchanged=unchanged).snapshot.generation
-    names.keep(config, place, generation, collection, old.generation if unchanged and old is not None else None)
-    return generation
 
 
 def failed(config: Config, now: float, reason: Reason, why: str) -> Outcome:
