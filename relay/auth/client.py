@@ -9,13 +9,25 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias, cast
 
-from relay.auth.question import FrameError, Question, Reply, Result, Step, Unpacker, question_out, reply_in
+from relay.auth.question import (
+    REPLY,
+    FrameError,
+    Question,
+    Reply,
+    Result,
+    Step,
+    Unpacker,
+    question_out,
+    reply_in,
+    unpacked,
+)
 from relay.config.auth import Mechanism
 from relay.hub.frames import REQUEST, VERSION, Ask
 
 RECONNECT_S: Final = 0.2
 ANSWER_TIMEOUT_S: Final = 60.0
 """Above the hub's own bounds; a hub that hangs is killed after ``process.heartbeat_timeout_s`` and found out by that."""
+SWEEP_S: Final = 5.0
 START_WAIT_S: Final = 1.0
 
 _Answer: TypeAlias = Callable[[Reply], None]
@@ -35,7 +47,9 @@ class AuthClient:
         self._link: _Link | None = None
         self._fresh: _Link | None = None
         self._ready = asyncio.Event()
-        self._waiting: dict[int, tuple[_Answer, asyncio.TimerHandle]] = {}
+        self._waiting: dict[int, tuple[_Answer, float]] = {}
+        """By tag: who waits, and until when. A look every ``SWEEP_S`` instead of a timer for each."""
+        self._sweep: asyncio.TimerHandle | None = None
         self._tag = 0
         self._retry: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -60,6 +74,8 @@ class AuthClient:
     def stop(self) -> None:
         """Disconnect for good."""
         self._stopped = True
+        if self._sweep is not None:
+            self._sweep.cancel()
         if self._retry is not None:
             self._retry.cancel()
         if self._connecting is not None:
@@ -69,7 +85,7 @@ class AuthClient:
 
     def tag(self) -> int:
         """A number for one dialogue: SCRAM asks twice under it."""
-        self._tag += 1
+        self._tag = self._tag + 1 & 0xFFFFFFFF
         return self._tag
 
     def ask(self, tag: int, question: Question, client: str, listener: str, answer: _Answer) -> None:
@@ -78,22 +94,23 @@ class AuthClient:
             answer(_GONE)
             return
         assert self._loop is not None
-        timer = self._loop.call_later(ANSWER_TIMEOUT_S, self._give_up, tag)
-        self._waiting[tag] = (answer, timer)
+        self._waiting[tag] = (answer, self._loop.time() + ANSWER_TIMEOUT_S)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP_S, self._look)
         self._link.write(question_out(tag, client, listener, question))
 
     def forget(self, tag: int, mechanism: Mechanism, listener: str) -> None:
         """The client of a dialogue is gone or has cancelled: nothing is waited for."""
-        waiting = self._waiting.pop(tag, None)
-        if waiting is not None:
-            waiting[1].cancel()
+        self._waiting.pop(tag, None)
         if self._link is not None:
             self._link.write(question_out(tag, "", listener, Question(Step.FORGET, mechanism, "", b"")))
 
-    def _give_up(self, tag: int) -> None:
-        waiting = self._waiting.pop(tag, None)
-        if waiting is not None:
-            waiting[0](Reply(Result.UNAVAILABLE, why="the hub does not answer"))
+    def _look(self) -> None:
+        assert self._loop is not None
+        now = self._loop.time()
+        for tag in [tag for tag, (_, until) in self._waiting.items() if until <= now]:
+            self._waiting.pop(tag)[0](Reply(Result.UNAVAILABLE, why="the hub does not answer"))
+        self._sweep = self._loop.call_later(SWEEP_S, self._look) if self._waiting else None
 
     def _connect(self) -> None:
         self._retry = None
@@ -117,24 +134,25 @@ class AuthClient:
         """The hub is gone: whoever waits is told 454."""
         self._link = self._fresh = None
         waiting, self._waiting = self._waiting, {}
-        for answer, timer in waiting.values():
-            timer.cancel()
+        for answer, _ in waiting.values():
             answer(_GONE)
         if not self._stopped:
             assert self._loop is not None
             self._retry = self._loop.call_later(RECONNECT_S, self._connect)
 
+    def answered(self, frame: bytes) -> None:
+        """An answer of the hub."""
+        tag, reply = reply_in(frame)
+        waiting = self._waiting.pop(tag, None)
+        if waiting is not None:
+            waiting[0](reply)
+
     def told(self, body: dict[str, Any]) -> None:
-        """What the hub says."""
+        """What else the hub says."""
         if body["tell"] == "offers":
             self._link = self._fresh
             self._offered({name: [Mechanism(one) for one in mechanisms] for name, mechanisms in body["offers"].items()})
             self._ready.set()
-        elif body["tell"] == "login":
-            waiting = self._waiting.pop(int(body["tag"]), None)
-            if waiting is not None:
-                waiting[1].cancel()
-                waiting[0](reply_in(body))
 
 
 class _Link(asyncio.Protocol):
@@ -151,8 +169,11 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for body in self._unpacker.feed(data):
-                self._client.told(body)
+            for frame in self._unpacker.feed(data):
+                if frame[0] == REPLY:
+                    self._client.answered(frame)
+                else:
+                    self._client.told(unpacked(frame))
         except (FrameError, KeyError, ValueError, TypeError):
             self.abort()
 

@@ -12,7 +12,19 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from relay.auth.question import FrameError, Reply, Result, Step, Unpacker, pack, question_in, reply_out
+from relay.auth.question import (
+    QUESTION,
+    FrameError,
+    Question,
+    Reply,
+    Result,
+    Step,
+    Unpacker,
+    pack,
+    question_in,
+    reply_out,
+    unpacked,
+)
 from relay.auth.stores import Change, Stores
 from relay.auth.verifier import Exchange, Verifier
 from relay.config.schema import Config
@@ -32,7 +44,7 @@ class Desk:
 
     def __init__(self, config: Config, passwords: Mapping[str, str], loop: asyncio.AbstractEventLoop) -> None:
         """``passwords``: the relay's own for directories, by profile."""
-        self._loop = loop
+        self.loop = loop
         self.links: set[AuthLink] = set()
         stores = Stores(config, passwords)
         _tell(stores.load())
@@ -57,9 +69,9 @@ class Desk:
         self.verifier.close()
 
     def _look(self) -> None:
-        self._timer = self._loop.call_later(LOOK_S, self._look)
+        self._timer = self.loop.call_later(LOOK_S, self._look)
         if self._looking is None or self._looking.done():
-            self._looking = self._loop.create_task(self._look_at_files())
+            self._looking = self.loop.create_task(self._look_at_files())
 
     async def _look_at_files(self) -> None:
         stores = self.verifier.stores
@@ -99,6 +111,8 @@ class AuthLink(asyncio.Protocol):
         self._unpacker = Unpacker()
         self._exchanges: dict[int, list[Exchange]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._delayed = 0
+        """Refusals that wait for their time."""
         desk.links.add(self)
         self.offer(desk.verifier.stores.offers())
 
@@ -123,8 +137,11 @@ class AuthLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for body in self._unpacker.feed(data):
-                self._take(body)
+            for frame in self._unpacker.feed(data):
+                if frame[0] == QUESTION:
+                    self._login(*question_in(frame))
+                else:
+                    self._take(unpacked(frame))
         except (FrameError, KeyError, TypeError, ValueError) as error:
             note("warning", "hub_link_closed", why=f"about logins: {type(error).__name__}: {error}")
             if self._transport is not None:
@@ -132,8 +149,6 @@ class AuthLink(asyncio.Protocol):
 
     def _take(self, body: dict[str, Any]) -> None:
         match body["ask"]:
-            case "login":
-                self._login(body)
             case "blocks":
                 blocks = self._desk.verifier.throttle.blocks(time.monotonic())
                 self._write(pack({"tell": "blocks", "blocks": [dataclasses.asdict(block) for block in blocks]}))
@@ -146,26 +161,37 @@ class AuthLink(asyncio.Protocol):
             case _:
                 raise FrameError("an unknown question")
 
-    def _login(self, body: dict[str, Any]) -> None:
-        tag, client, listener = int(body["tag"]), str(body["client"]), str(body["listener"])
-        question = question_in(body)
+    def _login(self, tag: int, client: str, listener: str, question: Question) -> None:
         if question.step is Step.FORGET:
             self._exchanges.pop(tag, None)
             return
-        if len(self._tasks) >= QUESTIONS_MAX or len(self._exchanges) >= EXCHANGES_MAX:
+        if len(self._tasks) >= QUESTIONS_MAX or len(self._exchanges) >= EXCHANGES_MAX or self._delayed >= QUESTIONS_MAX:
             self._write(reply_out(tag, Reply(Result.UNAVAILABLE, user=question.user, why="too many logins at once")))
             return
-        exchange = self._exchanges.setdefault(tag, [])
+        verifier = self._desk.verifier
+        reply = verifier.answer_now(question, client, listener)
+        if reply is not None:
+            if reply.result is Result.OK or not (delay := verifier.delay):
+                self._write(reply_out(tag, reply))
+            else:
+                self._delayed += 1
+                self._desk.loop.call_later(delay, self._write_late, reply_out(tag, reply))
+            return
+        exchange = self._exchanges.setdefault(tag, []) if question.step not in {Step.PLAIN, Step.CRAM} else []
 
         async def answer() -> None:
-            reply = await self._desk.verifier.answer(question, client, listener, exchange)
+            reply = await verifier.answer(question, client, listener, exchange)
             if not exchange:
                 self._exchanges.pop(tag, None)
             self._write(reply_out(tag, reply))
 
-        task = asyncio.get_running_loop().create_task(answer())
+        task = self._desk.loop.create_task(answer())
         self._tasks.add(task)
         task.add_done_callback(self._done)
+
+    def _write_late(self, frame: bytes) -> None:
+        self._delayed -= 1
+        self._write(frame)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         """The boundary of a question: a fault of ours leaves the client to the worker's time-out, the log has it."""

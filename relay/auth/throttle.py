@@ -166,6 +166,11 @@ class Throttle:
         """Whether checks of this account are under way, whose end may make room."""
         return account in self._pending.accounts
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether any password is remembered as wrong."""
+        return bool(self._failed)
+
     def just_failed(self, mark: bytes, now: float) -> bool:
         """Whether this very password failed for this account a moment ago."""
         return now - self._failed.get(mark, -REMEMBER_S) < REMEMBER_S

@@ -42,6 +42,7 @@ SPELLINGS_MAX: Final = 20_000
 
 _RIGHT: Final = Answer(right=True)
 _WRONG: Final = Answer(right=False, why="wrong password")
+_UNKNOWN: Final = Answer(right=False, why="no such account")
 _SCRAM_NAME: Final = re.compile(r"[^,]*,[^,]*,(?:m=[^,]*,)?n=([^,]*),")
 """The name in a client's first message (RFC 5802 §7)."""
 _UNAVAILABLE: Final = Reply(Result.UNAVAILABLE)
@@ -83,6 +84,54 @@ class Verifier:
         """Let the threads end, hang up on directories."""
         self._slots.close()
         self.stores.close()
+
+    @property
+    def delay(self) -> float:
+        """How long after its question a refusal leaves that ``answer_now`` gave."""
+        return self._rules.failure_delay_s
+
+    def answer_now(self, question: Question, client: str, listener: str) -> Reply | None:
+        """The answer where no store, no slow hash and nobody else has to be waited for; None where ``answer`` has to do it.
+
+        Most logins end here: a task for each costs more than looking. A refusal is to be held back for ``delay``.
+        """
+        plain = question.step is Step.PLAIN
+        chain = self.stores.chain(listener)
+        if chain is None or not (plain or question.step is Step.CRAM):
+            return None
+        name = fold(question.user)
+        entry = None
+        for store in chain:
+            if not isinstance(store, Accounts):
+                return None
+            entry = store.entries.get(name)
+            if entry is not None:
+                break
+        if entry is not None and entry.barred:
+            return None
+        throttle, account, now = self.throttle, name[:NAME_OCTETS], time.monotonic()
+        if (
+            throttle.waits(account)
+            or throttle.client_blocked(client, now)
+            or throttle.account_full(account, client, now)
+        ):
+            return None
+        mark = b""
+        if plain:
+            stored = () if entry is None else entry.secrets
+            slow = any(map(is_slow, stored))
+            mark = self._mark(account, entry, question) if slow or throttle.has_failures else b""
+            if slow and now - self._successes.get(mark, -SUCCESS_S) >= SUCCESS_S:
+                return None
+            if mark and throttle.just_failed(mark, now):
+                return None
+            right = slow or any(check(secret, question.proof) for secret in stored)
+            if not right:
+                mark = mark or self._mark(account, entry, question)
+            answer = _RIGHT if right else _UNKNOWN if entry is None else _WRONG
+        else:
+            answer = _UNKNOWN if entry is None else self._cram(entry, question)
+        return self._judged(entry, answer, account, question.user, client, mark)
 
     async def answer(self, question: Question, client: str, listener: str, exchange: list[Exchange]) -> Reply:
         """Look at one question. ``exchange`` holds SCRAM's state between its two; never raises."""
@@ -190,15 +239,11 @@ class Verifier:
         self, entry: Entry | None, question: Question, account: str, client: str, mark: bytes
     ) -> Answer:
         if entry is None:
-            return Answer(right=False, why="no such account")
+            return _UNKNOWN
         if entry.barred:
             return Answer(right=False, why=entry.barred)
         if question.step is Step.CRAM:
-            for secret in entry.secrets:
-                wanted = cram_digest(secret, question.challenge)
-                if wanted is not None:
-                    return _RIGHT if hmac.compare_digest(wanted.encode(), question.proof) else _WRONG
-            return Answer(right=False, why="its stored password cannot be used for CRAM-MD5")
+            return self._cram(entry, question)
         if entry.bind is not None:
             return await entry.bind(question.proof)
         slow = [secret for secret in entry.secrets if is_slow(secret)]
@@ -216,6 +261,14 @@ class Verifier:
         if len(self._successes) > SUCCESSES_MAX:
             self._successes.popitem(last=False)
         return _RIGHT
+
+    @staticmethod
+    def _cram(entry: Entry, question: Question) -> Answer:
+        for secret in entry.secrets:
+            wanted = cram_digest(secret, question.challenge)
+            if wanted is not None:
+                return _RIGHT if hmac.compare_digest(wanted.encode(), question.proof) else _WRONG
+        return Answer(right=False, why="its stored password cannot be used for CRAM-MD5")
 
     def _judged(self, entry: Entry | None, answer: Answer, account: str, user: str, client: str, mark: bytes) -> Reply:
         now = time.monotonic()
@@ -302,7 +355,7 @@ class Verifier:
             octets = now.server.get_server_final().encode()
             answer = _RIGHT
         except (ScramException, UnicodeDecodeError):
-            octets, answer = b"", _WRONG if now.entry is not None else Answer(right=False, why="no such account")
+            octets, answer = b"", _WRONG if now.entry is not None else _UNKNOWN
         finally:
             self._leave(account)
         reply = self._judged(now.entry, answer, account, now.user, client, b"")

@@ -13,7 +13,7 @@ import typer
 from relay.auth.abilities import Abilities
 from relay.auth.filestore import StoreError, read
 from relay.auth.ldapstore import abilities
-from relay.auth.question import Unpacker, pack
+from relay.auth.question import Unpacker, pack, unpacked
 from relay.auth.stores import ORDER, offered, stores_of
 from relay.cli.options import DEFAULT_CONFIG, CommandFailed, ConfigOption, JsonOption
 from relay.config.auth import Mechanism
@@ -117,7 +117,7 @@ def _ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
         link.sendall(REQUEST.pack(Ask.LOGINS, VERSION, 0))
         asked = False
         while octets := link.recv(65536):
-            for body in unpacker.feed(octets):
+            for body in map(unpacked, unpacker.feed(octets)):
                 if body["tell"] != "offers":
                     return body
                 if not asked:  # the hub has taken in what this connection is for
