@@ -1,9 +1,10 @@
 #!/bin/sh
 # A private Postfix as a DMZ relay on loopback, apart from any system Postfix: the reference of the benchmarks.
-# usage: postfix.sh start|stop|pid          (root; Debian packages postfix and openssl)
+# usage: postfix.sh start|stop|pid          (root; Debian packages postfix, openssl; sasl2-bin, libsasl2-modules for logins)
 #   BENCH_STATE   state folder     (default: ${TMPDIR:-/tmp}/relay-bench)
 #   PF_PORT       listener         (default 2600)    SINK_PORT   next hop      (default 2601)
 #   PF_PROCS      process limit    (default 150)     PF_RCPTS    addresses     (default 100000)
+#   PF_SUBMISSION listener with AUTH by Cyrus SASL: user bench@bench, password secret   (default: none)
 #   PF_EXTRA      more main.cf lines, written last: they win
 set -eu
 STATE=${BENCH_STATE:-${TMPDIR:-/tmp}/relay-bench}
@@ -19,7 +20,7 @@ stop)
     ;;
 start) ;;
 *)
-    sed -n 2,7p "$0" >&2
+    sed -n 2,8p "$0" >&2
     exit 2
     ;;
 esac
@@ -30,6 +31,16 @@ chown postfix "$D"
 if [ ! -f "$STATE/cert.pem" ]; then
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
         -subj /CN=localhost -keyout "$STATE/key.pem" -out "$STATE/cert.pem" 2>/dev/null
+fi
+
+if [ -n "${PF_SUBMISSION:-}" ]; then
+    mkdir -p "$C/sasl"
+    printf 'pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN\nsasldb_path: %s\n' \
+        "$STATE/sasldb2" >"$C/sasl/smtpd.conf"
+    if [ ! -f "$STATE/sasldb2" ]; then
+        echo secret | saslpasswd2 -p -c -u bench -f "$STATE/sasldb2" bench
+        chown postfix "$STATE/sasldb2"
+    fi
 fi
 
 # What the relay does as well: recipient map, sizes, log to a file. Switched off as the relay's are for the runs: client
@@ -63,6 +74,9 @@ smtpd_recipient_overshoot_limit = 1000000
 smtpd_tls_cert_file = $STATE/cert.pem
 smtpd_tls_key_file = $STATE/key.pem
 smtpd_tls_security_level = may
+smtpd_sasl_path = smtpd
+cyrus_sasl_config_path = $C/sasl
+smtpd_sasl_local_domain = bench
 default_destination_concurrency_limit = 20
 initial_destination_concurrency = 20
 relay_destination_concurrency_limit = 20
@@ -96,6 +110,13 @@ anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 postlog unix-dgram n - n - 1 postlogd
 CF
+if [ -n "${PF_SUBMISSION:-}" ]; then
+    cat >>"$C/master.cf" <<CF
+127.0.0.1:$PF_SUBMISSION inet n - n - - smtpd
+  -o smtpd_sasl_auth_enable=yes -o smtpd_tls_auth_only=yes
+  -o smtpd_recipient_restrictions=permit_sasl_authenticated,reject
+CF
+fi
 [ -f "$STATE/rcpts-$N" ] || seq 0 $((N - 1)) | sed 's/$/user@example.com/' >"$STATE/rcpts-$N"
 if [ ! -f "$C/rcpts-$N.db" ]; then
     sed 's/$/ OK/' "$STATE/rcpts-$N" >"$C/rcpts-$N"

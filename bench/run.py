@@ -1,6 +1,6 @@
 """The table against Postfix, in one run: starts Postfix and the relay (express and durable), measures, prints Markdown.
 
-usage: run.py [--part compare|attack|idle|memory|start|fsync ...] [--scenario S ...] [--reps 5] > FILE
+usage: run.py [--part compare|attack|idle|memory|start|auth|fsync ...] [--scenario S ...] [--reps 5] > FILE
 
 Every part starts its servers anew, on empty queues. Progress goes to standard error. Needs root (Postfix's master) and the
 Debian packages postfix and openssl.
@@ -30,10 +30,18 @@ import benchlib as b
 import compare
 import fsync
 import idle
+import logins
 import memory
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.bed.certificates import Authority
+from tests.bed.slapd import BASE as BASE_DN
+from tests.bed.slapd import PASSWORD as SLAPD_PASSWORD
+from tests.bed.slapd import SERVICE, Slapd, ldif, openldap_tree
+
 HERE: Final = Path(__file__).resolve().parent
-PARTS: Final = ("compare", "attack", "idle", "memory", "start")
+PARTS: Final = ("compare", "attack", "idle", "memory", "start", "auth")
 RECIPIENTS: Final = 100_000
 START_RECIPIENTS: Final = 500_000
 IDLE_CONNECTIONS: Final = 1000
@@ -74,6 +82,13 @@ WANTED: Final = {
     f"idle connection ({IDLE_CONNECTIONS})": Wanted("value", "≤", 10, 10),
     "20 messages of 25 MB at once": Wanted("value", "≤", 64, 64),
     f"first 220, {START_RECIPIENTS:,} addresses": Wanted("value", "≤", 1, 1),
+    "STARTTLS": Wanted("ratio", "≥", 1, 1),
+    "STARTTLS, AUTH PLAIN": Wanted("ratio", "≥", 1, 1),
+    f"LDAP-bind logins, {logins.LDAP_CLIENTS} clients": Wanted("value", "≥", 500, 500),
+    "CRAM-MD5 from a context": Wanted("value", "≤", 100, 100),
+    f"the same, while {logins.GUESSERS} guess": Wanted("value", "≤", 1.2, 1.2),
+    "the two apart, file": Wanted("value", "≤", 5, 5),
+    "the two apart, LDAP": Wanted("value", "≤", 5, 5),
 }
 
 
@@ -87,14 +102,15 @@ def recipients(state: Path, count: int) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------ servers
 @contextlib.contextmanager
-def postfix(state: Path, port: int, processes: int) -> Iterator[b.Target]:
-    """The reference, with its sink on the port above."""
+def postfix(state: Path, port: int, processes: int, submission: int = 0) -> Iterator[b.Target]:
+    """The reference, with its sink on the port above; ``submission``: a port where one can log in."""
     environment = os.environ | {
         "BENCH_STATE": str(state),
         "PF_PORT": str(port),
         "SINK_PORT": str(port + 1),
         "PF_PROCS": str(processes),
         "PF_RCPTS": str(RECIPIENTS),
+        **({"PF_SUBMISSION": str(submission)} if submission else {}),
     }
 
     def control(word: str) -> str:
@@ -167,6 +183,59 @@ def servers(state: Path, port: int, names: Sequence[str], processes: int = 150) 
                 server = postfix(state, at, processes) if name == BASE else relay(state, name, at)
                 targets.append(held.enter_context(server))
         yield targets
+
+
+# ------------------------------------------------------------------------------------------------------------- logins
+def auth(state: Path, port: int, reps: int) -> Iterator[b.Figure]:
+    """Everything about logins: against Postfix with Cyrus SASL, and against a slapd."""
+    users = state / "users"
+    everybody = [logins.USER, *logins.accounts()]
+    users.write_text("".join(f"{name}:{logins.PASSWORD}:x@example.com\n" for name in everybody))
+    users.chmod(0o600)
+    recipients(state, RECIPIENTS)
+    with postfix(state, port, 150, port + 2) as reference:
+        at = port + 10
+        shutil.rmtree(state / EXPRESS, ignore_errors=True)
+        options = relay_options(state, EXPRESS, at, RECIPIENTS)
+        options += ["--listen-587", f"127.0.0.1:{at + 3}", "--users", str(users)]
+        with running([HERE / "serve", *options], state / f"{EXPRESS}.pid") as pid:
+            base = b.Target(BASE, "127.0.0.1", port + 2, reference.roots)
+            ours = b.Target(EXPRESS, "127.0.0.1", at + 3, [pid])
+            yield from logins.compare([base, ours], reps, 2.0)
+            yield logins.cram_md5(EXPRESS)
+            yield from logins.under_attack(ours, min(reps, 3), 3.0)
+            yield from logins.pairs(ours, "file")
+    with directory(state, port + 20) as ours:
+        yield logins.by_bind(ours, reps, 2.0)
+        yield from logins.pairs(ours, "LDAP")
+
+
+@contextlib.contextmanager
+def directory(state: Path, port: int) -> Iterator[b.Target]:
+    """The relay with `--auth ldap` before a slapd of its own."""
+    name = "ldap"
+    for folder in (state / name, state / "slapd"):
+        shutil.rmtree(folder, ignore_errors=True)
+    (state / "slapd").mkdir()
+    entries, _ = openldap_tree(0)
+    place = f"ou=People,{BASE_DN['openldap']}"
+    entries += [
+        ldif(f"uid={name},{place}", ["inetOrgPerson"], uid=name, cn="x", sn="x", mail=f"{name}@example.com",
+             userPassword=logins.PASSWORD)
+        for name in logins.accounts()
+    ]  # fmt: skip
+    server = Slapd(state / "slapd", "openldap", entries, Authority())
+    try:
+        secret = state / "slapd" / "secret"
+        secret.write_text(SLAPD_PASSWORD)
+        options = relay_options(state, name, port, RECIPIENTS)
+        options += ["--listen-587", f"127.0.0.1:{port + 3}", "--auth", "ldap", "--ldap", server.tls_url]
+        options += ["--ldap-ca", str(server.ca_file), "--ldap-preset", "openldap", "--ldap-base", place]
+        options += ["--ldap-bind", SERVICE["openldap"], "--ldap-password-file", str(secret), "--domains", "example.com"]
+        with running([HERE / "serve", *options], state / f"{name}.pid") as pid:
+            yield b.Target(EXPRESS, "127.0.0.1", port + 3, [pid])
+    finally:
+        server.close()
 
 
 # -------------------------------------------------------------------------------------------------------- time to 220
@@ -283,6 +352,8 @@ def figures(parts: Sequence[str], scenarios: Sequence[str], reps: int, state: Pa
     if "memory" in parts:
         with servers(state, port, (EXPRESS, DURABLE)) as targets:
             yield from memory.measure(targets)
+    if "auth" in parts:
+        yield from auth(state, port, reps)
     if "start" in parts:
         yield first_220(state, port + 30, reps)
 
