@@ -29,6 +29,7 @@ from relay.control import (
     Secrets,
     Workers,
 )
+from relay.directory.placement import placement
 from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
 from relay.hub.budgets import EXCHANGE_S
@@ -108,6 +109,7 @@ class Worker:
         )
         await self._take_over()
         self.lanes = Lanes(config, child.live_workers, self.log, self.metrics, child.secrets.next_hops)
+        self.lanes.hop_of = placement(self.directory, config)
         self.dispatch = Dispatch(config, child.slot, self.store, self.lanes, self.log, self.metrics)
         self.hub = HubClient(
             child.hub_address, config.limits.sessions, config.limits.sessions_per_client, child.live_workers
@@ -235,6 +237,7 @@ class Worker:
         self._prepared = None
         self._config = config
         self.lanes.configure(config, self.lanes.live_workers, secrets.next_hops)
+        self.lanes.hop_of = placement(self.directory, config)
         self.dispatch.configure(config)
         self.hub.limit(config.limits.sessions, config.limits.sessions_per_client)
         self.hub.budgets.configure(config.limits)

@@ -20,11 +20,11 @@ import typer
 from relay.cli.directory import in_use
 from relay.cli.judged import RuleLine, rule_line, show_asked
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, EXIT_REFUSED, CommandFailed, ConfigOption, JsonOption
+from relay.cli.placed import Placed
 from relay.config.load import load
 from relay.config.schema import Config, Listener, Mode, Role
 from relay.inbound.rehearsal import Exchange, NoReply, Rehearsal
 from relay.mail.address import NULL_SENDER, Mailbox
-from relay.policy.route import RouteTable
 
 MESSAGE_OCTETS: Final = 64 * 1024 * 1024
 """Most of a message that is read for an explanation."""
@@ -125,7 +125,7 @@ def play(
         exchanges, trusted, headers = asyncio.run(_played(config, chosen, address, lines, message))
     except NoReply as fault:
         raise CommandFailed(f"{fault}; this is a fault of the relay, report it") from None
-    routes = RouteTable(config)
+    routes = Placed(config)
     dialogue = tuple(_told(config, routes, one, sender) for one in exchanges)
     return Explanation(
         all(one.accepted for one in dialogue), address, trusted, chosen.name, tls or implicit, dialogue, headers
@@ -159,7 +159,7 @@ async def _played(
     return done, trusted, _headers(config, trusted=trusted)
 
 
-def _told(config: Config, routes: RouteTable, exchange: Exchange, sender: str) -> Told:
+def _told(config: Config, routes: Placed, exchange: Exchange, sender: str) -> Told:
     named = Mailbox(_inner(exchange.command.partition(":")[2]))
     asked = tuple(rule_line(config, one, named, Mailbox(_inner(_path(sender)))) for one in exchange.asked)
     route = _route(routes, exchange.goes_to) if exchange.goes_to else ""
@@ -171,7 +171,7 @@ def _told(config: Config, routes: RouteTable, exchange: Exchange, sender: str) -
     )  # fmt: skip
 
 
-def _route(routes: RouteTable, mailbox: Mailbox) -> str:
+def _route(routes: Placed, mailbox: Mailbox) -> str:
     decision = routes.decide(mailbox)
     if decision is None:
         return "none: it would wait in the queue; add a [[route]]"

@@ -276,6 +276,8 @@ def _rules(config: Config) -> Iterator[Finding]:
     modes = {
         "senders.restricted": config.senders.restricted,
         "recipients.unknown": config.recipients.unknown,
+        "recipients.internal": config.recipients.internal,
+        "recipients.size_limit": config.recipients.size_limit,
         "content.header_firewall": config.content.header_firewall,
     }
     for key, mode in modes.items():

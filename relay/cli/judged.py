@@ -13,7 +13,7 @@ import typer
 from relay.cli.directory import ago
 from relay.cli.options import EXIT_FAILED, CommandFailed
 from relay.config.schema import Config
-from relay.directory.snapshot import ACCEPT, NEEDS_AUTH, RESTRICTED, Directory, Entry
+from relay.directory.snapshot import ACCEPT, IMAP, NEEDS_AUTH, RESTRICTED, Directory, Entry
 from relay.inbound.transaction import Asked
 from relay.mail.address import NULL_SENDER, AddressFault, Mailbox, parse_path, parse_utf8_path, unquoted
 from relay.mail.reply import NOT_UTF8, RELAY_FORM, SENDER_RESTRICTED, Kind, OperatorText
@@ -115,10 +115,17 @@ def snapshot_facts(directory: Directory, mailbox: Mailbox) -> dict[str, str]:
 
 
 def _words(entry: Entry) -> str:
-    names = ((ACCEPT, "recipient"), (RESTRICTED, "restricted sender"), (NEEDS_AUTH, "needs authentication"))
+    names = (
+        (ACCEPT, "recipient"),
+        (RESTRICTED, "restricted sender"),
+        (NEEDS_AUTH, "needs authentication"),
+        (IMAP, "IMAP access"),
+    )
     words = [name for flag, name in names if entry.flags & flag]
     if entry.size_limit:
         words.append(f"takes at most {entry.size_limit} octets")
+    if entry.next_hop:
+        words.append(f"mail host {entry.next_hop}")
     if entry.ruling is not None:
         words.append(f"ruling {action_of(entry.ruling)}")
     return ", ".join([*words, f'"{entry.text}"'] if entry.text else words)

@@ -20,12 +20,12 @@ from relay.cli.judged import (
     snapshot_facts,
 )
 from relay.cli.options import DEFAULT_CONFIG, CommandFailed, ConfigOption, JsonOption
+from relay.cli.placed import Placed
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.inbound.transaction import Rules, Transaction
 from relay.mail.address import Mailbox, is_relay_form
 from relay.mail.reply import ABOUT_SENDER, BAD_RECIPIENT, BAD_SENDER, OK_RCPT, Kind
-from relay.policy.route import RouteTable
 
 
 def recipient(
@@ -85,5 +85,5 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
 
 
 def _next_hops(config: Config, mailbox: Mailbox) -> str:
-    route = RouteTable(config).find(mailbox)
+    route = Placed(config).route(mailbox)
     return route.described if route else "none: no route for this domain"

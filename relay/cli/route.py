@@ -15,6 +15,7 @@ import typer
 
 from relay.cli.judged import parse, reply_line
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
+from relay.cli.placed import Placed
 from relay.config.load import Loaded, read
 from relay.config.schema import Config
 from relay.config.whole import TABLE, KeyPath
@@ -27,7 +28,7 @@ from relay.outbound.lanes import dns_servers
 from relay.outbound.mx import Exchanges
 from relay.policy.exchange import literal_address
 from relay.policy.lookup import Found
-from relay.policy.route import Action, Decision, NextHop, RouteTable, refusal
+from relay.policy.route import OWN_HOSTS, Action, Decision, NextHop, refusal
 from relay.telemetry import catalogue
 from relay.telemetry.valuefiles import merged, readable
 
@@ -57,7 +58,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The answer. ``answer`` is what recipients get when there is no way, or what RCPT says; empty when mail goes."""
+    """The answer. ``directory``: what it says of the recipient's host. ``answer`` is what recipients get when there is no way, or what RCPT says; empty when mail goes."""
 
     address: str
     action: str
@@ -68,6 +69,7 @@ class Way:
     tls: str
     dns: tuple[str, ...]
     answer: str
+    directory: str = ""
 
 
 def route(
@@ -96,22 +98,25 @@ def find(loaded: Loaded, address: str) -> Way:
         raise CommandFailed(f"{address}: not an address; write for example user@example.com")
     if "@" not in mailbox:  # RFC 5321 §4.5.1
         mailbox = Rules.of(config).postmaster or mailbox
-    decision = RouteTable(config).decide(mailbox)
+    placed = Placed(config)
+    decision, remark = placed.decide(mailbox), placed.remark(mailbox)
     if decision is None:
         answer = f"451 4.4.4 no route for {domain_of(mailbox)}: add a [[route]] for it or for *"
-        return Way(mailbox, "none", "", "", (), (), "", (), answer)
+        return Way(mailbox, "none", "", "", (), (), "", (), answer, remark)
     place, entry = _written(loaded, decision)
     known = decision.route
     tls = _TLS[config.delivery.tls] if known.action is Action.DELIVER else ""
     hops, said, answer = asyncio.run(_hops(config, decision, mailbox))
-    return Way(mailbox, known.action.value, place, entry, decision.asked, hops, tls, said, answer)
+    return Way(mailbox, known.action.value, place, entry, decision.asked, hops, tls, said, answer, remark)
 
 
 def _written(loaded: Loaded, decision: Decision) -> tuple[str, str]:
     """Place and text of the entry."""
     at: KeyPath = decision.route.at
     pattern = decision.pattern
-    if at[:2] != TABLE:
+    if at[:2] == OWN_HOSTS:
+        pattern = "the directory's host for it"
+    elif at[:2] != TABLE:
         domains = loaded.config.route[int(at[1])].domains
         at = (*at, "domains", domains.index(pattern)) if pattern in domains else at
     problem = loaded.origin.problem(at, "", "")
@@ -216,6 +221,8 @@ def _show(way: Way) -> None:
     if way.place:
         line("entry", f"{way.place}: {way.entry}")
         line("asked", ", ".join(way.asked))
+    if way.directory:
+        line("directory", way.directory)
     for said in way.dns:
         line("dns", said)
     for hop in way.next_hops:

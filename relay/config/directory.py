@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from relay.config.destination import Host, parse_next_hop
 from relay.config.invalid import Invalid
 from relay.config.ldap import LdapProfile
 from relay.config.push import Push
@@ -41,6 +42,13 @@ def _day(value: object) -> object:
     elif isinstance(value, dt.date) and not isinstance(value, dt.datetime):
         return value
     raise Invalid(f'"{value}" is not a day', "write year, month and day: 2027-01-31")
+
+
+def _own_host(value: str) -> str:
+    target = parse_next_hop(value)
+    if not isinstance(target, tuple) or len(target) != 1 or not isinstance(target[0], Host):
+        raise Invalid(f'"{value}" is not one host', "write smtp:[mail1.example.com]:25")
+    return value
 
 
 class Source(Section):
@@ -106,6 +114,13 @@ class Directory(Section):
     """32 octets that key the address hashes; default: SPOOL/directory/key, made at the first build."""
     restriction_attribute: Attribute = "smtpdSenderRestrictions"
     """LDIF and LDAP attribute that restricts a sender when its value is TRUE; any other text but FALSE is the reply's text."""
+
+    next_hops: Annotated[
+        list[Annotated[str, AfterValidator(_own_host)]],
+        Field(max_length=100, examples=[["smtp:[mail1.example.com]:25", "smtp:[mail2.example.com]:25"]]),
+    ] = []
+    """Hosts that a directory's next_hop_attribute may send the mail of single recipients to. Any other value is counted, and
+    the ordinary route serves."""
 
     @property
     def readings(self) -> list[LdapProfile]:

@@ -175,6 +175,9 @@ class LdapProfile(Section):
     """Members of these groups are restricted senders."""
     restriction_text: Annotated[str, Field(max_length=200)] = ""
     """Wording for senders restricted by a value or a group; empty: senders.text."""
+    next_hop_attribute: Attribute | None = None
+    """Attribute that names the host of a recipient's mail, one of directory.next_hops. None: the preset's, which is
+    ritMailHost for rit-schema, and none for the others."""
     page_size: Annotated[int, Field(ge=1, le=100_000)] = 990
     """Entries asked for at once; Active Directory gives at most 1000."""
     connect_timeout_s: Seconds = 10.0

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from relay.config.ldap import LdapProfile
 from relay.directory.presets import EXCHANGE_OWN, Plan
-from relay.directory.snapshot import ACCEPT, EXACT, NEEDS_AUTH, RESTRICTED, Entry, exact_key
+from relay.directory.snapshot import ACCEPT, EXACT, IMAP, NEEDS_AUTH, RESTRICTED, Entry, exact_key
 from relay.directory.sources import Ours, Skip, Tally
 from relay.mail.address import PLAIN_MAILBOX, AddressFault, Mailbox, parse_mailbox, unquoted
 from relay.mail.reply import OperatorText, operator_text
@@ -164,7 +164,10 @@ class Harvest:
             kilobytes = _first(attributes, plan.size_limit_kb)
             # Exchange counts KB. 0 and what is no number are no limit.
             limit = int(kilobytes) * 1024 if kilobytes.isdecimal() and len(kilobytes) < 10 else 0
-        return Entry(flags, text or OperatorText(""), size_limit=limit)
+        if plan.imap_access and _first(attributes, plan.imap_access).upper() == "TRUE":
+            flags |= IMAP
+        hop = operator_text(_first(attributes, plan.next_hop).lower()) if plan.next_hop else ""
+        return Entry(flags, text or OperatorText(""), hop, limit)
 
     def _left_out(self, dn: str, attributes: Mapping[str, list[bytes]]) -> str:
         if self._members is not None and not self._members.has(dn, attributes, self._plan.user_name):

@@ -42,11 +42,14 @@ class Plan:
     membership: tuple[str, ...]
     """Attributes of a group that hold its members: DNs, and last user names, if any."""
     user_name: str
+    next_hop: str = ""
+    imap_access: str = ""
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """Everything to ask for about an entry."""
         wanted = [*self.addresses, self.restriction, self.needs_auth, self.size_limit_kb]
+        wanted += [self.next_hop, self.imap_access]
         if self.is_ad:
             wanted += ["useraccountcontrol", "msexchrecipienttypedetails", "objectclass"]
         return tuple(dict.fromkeys(name for name in wanted if name))
@@ -55,6 +58,7 @@ class Plan:
 def plan(profile: LdapProfile, restriction_attribute: str) -> Plan:
     """The preset with the profile's own keys over it. ``restriction_attribute`` is the one for all directories."""
     restriction = (profile.restriction_attribute or restriction_attribute).lower()
+    of_rit = profile.preset == "rit-schema"
     addresses = (
         None if profile.address_attributes is None else tuple(name.lower() for name in profile.address_attributes)
     )
@@ -73,6 +77,7 @@ def plan(profile: LdapProfile, restriction_attribute: str) -> Plan:
                 groups="(objectClass=group)",
                 membership=("member",),
                 user_name="samaccountname",
+                next_hop=(profile.next_hop_attribute or "").lower(),
             )
         case "openldap":
             addresses = addresses or ("mail", "mailalternateaddress", "maillocaladdress")
@@ -92,6 +97,8 @@ def plan(profile: LdapProfile, restriction_attribute: str) -> Plan:
         groups="(|(objectClass=groupOfNames)(objectClass=groupOfUniqueNames)(objectClass=posixGroup))",
         membership=("member", "uniquemember", "memberuid"),
         user_name="uid",
+        next_hop=(profile.next_hop_attribute or ("ritMailHost" if of_rit else "")).lower(),
+        imap_access="ritimapmailaccess" if of_rit else "",
     )
 
 

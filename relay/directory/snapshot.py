@@ -52,8 +52,13 @@ EXACT: Final = 32
 WIDE: Final = 64
 """The entry is of a whole domain."""
 
+IMAP: Final = 128
+"""The account may read mail over IMAP: shown, no rule of the relay's."""
 PARTICULAR: Final = 1 << 31
 """In memory alone: the entry has NEEDS_AUTH or a size limit, so that its flags do not say everything about a RCPT."""
+
+PLACED: Final = 1 << 30
+"""In memory alone: the entry names a host of its own."""
 
 RECORD: Final = struct.Struct("=IIIQ")
 RULING: Final = struct.Struct("=IIIIQ")
@@ -118,6 +123,7 @@ class Snapshot:
         "origin",
         "particular",
         "path",
+        "placed",
         "recipients",
         "restricted",
         "ruled",
@@ -152,6 +158,8 @@ class Snapshot:
         """Whether any entry has a ruling; where none has, nobody need ask."""
         self.particular: Final = bool(flags & PARTICULAR)
         """Whether any entry is PARTICULAR; where none is, nobody need ask."""
+        self.placed: Final = bool(flags & PLACED)
+        """Whether any entry names a host of its own."""
         self.wide: Final = bool(flags & WIDE)
         """Whether anything is said of whole domains."""
         self.sensitive: Final = frozenset(map(str, self.origin.get("case_sensitive", ())))
@@ -213,7 +221,12 @@ def _readers(
         _entry(path, fields, sections["strings"].data) for fields in RECORD.iter_unpack(sections["records"].data)
     ]
     _rule(path, image, records)
-    flags = [r.flags | PARTICULAR if r.flags & NEEDS_AUTH or r.size_limit else r.flags for r in records]
+    flags = [
+        record.flags
+        | (PARTICULAR if record.flags & NEEDS_AUTH or record.size_limit else 0)
+        | (PLACED if record.next_hop else 0)
+        for record in records
+    ]
     if not len(hashes) == len(index) == image.header.addresses:
         raise wrong("hashes, index and header count differently")
     buckets = len(fanout) - 1

@@ -24,6 +24,7 @@ from relay.directory.guard import NAMED, Difference, Refused, counts, difference
 from relay.directory.key import new_key
 from relay.directory.layout import SnapshotError
 from relay.directory.ledger import Ledger
+from relay.directory.placement import unlisted
 from relay.directory.push import Arrival
 from relay.directory.reading import Progress, Reading, read_profile
 from relay.directory.snapshot import Snapshot
@@ -99,6 +100,7 @@ def synchronise(
                 parts.append(_arrived(config, place, tally, readings, arrivals, aside, now))
                 whole = Whole(parts, key, names)
                 del parts
+                tally.skipped.update(unlisted(config, whole))
                 old = _in_place(place, known)
                 found = difference(old, whole)
                 before = old.generation if old is not None else 0

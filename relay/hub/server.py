@@ -15,6 +15,7 @@ import uvloop
 
 from relay.config.schema import Config, Limits
 from relay.control import Abort, Child, Commit, Control, Drain, Prepare, Prepared, Ready, Refused, Reopen, Secrets
+from relay.directory.placement import UNLISTED
 from relay.directory.schedule import Schedule
 from relay.directory.sync import Outcome
 from relay.hub.budgets import EXCHANGE_S
@@ -354,6 +355,9 @@ def _told(outcome: Outcome) -> None:
             changed=outcome.difference["changed"],
             servers=" ".join(reading["server"] for reading in outcome.readings),
         )
+        for reason, count in outcome.skipped.items():
+            if reason.startswith(UNLISTED):
+                note("warning", "directory_next_hop_unlisted", why=reason, addresses=count)
         for reading in outcome.readings:
             for failed in reading["failed"]:
                 note("warning", "directory_server_failed", directory=reading["profile"], why=failed)

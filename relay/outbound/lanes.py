@@ -61,6 +61,8 @@ class Lanes:
         self._draining = False
         self._mx_shown = False
         self._ready: dict[str, Lane | None] = {}
+        self.hop_of: Callable[[Mailbox], str] | None = None
+        """What a directory says of a recipient's host; None where none may say anything."""
         self.on_ready: Callable[[], None] = _nobody
         self.live_workers = live_workers
         self._config = config
@@ -100,7 +102,8 @@ class Lanes:
 
     def of(self, mailbox: Mailbox) -> Route | None:
         """The route of a recipient."""
-        return self.routes.find(mailbox)
+        hop_of = self.hop_of
+        return self.routes.find(mailbox) if hop_of is None else self.routes.of(mailbox, hop_of(mailbox))
 
     # --- the lanes of a route ------------------------------------------------------------------------------------------
 

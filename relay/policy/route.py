@@ -32,6 +32,8 @@ from relay.mail.answer import Answer, Stage
 from relay.mail.reply import Kind, OperatorText, route_refused
 from relay.policy.verdict import Verdict
 
+OWN_HOSTS: Final[KeyPath] = ("directory", "next_hops")
+
 
 class NextHop(NamedTuple):
     """A host to deliver to."""
@@ -121,7 +123,7 @@ class Decision:
 class RouteTable:
     """Address → route."""
 
-    __slots__ = ("_addresses", "_default", "_delimiters", "_domains", "_entries", "_parents", "refuses")
+    __slots__ = ("_addresses", "_default", "_delimiters", "_domains", "_entries", "_parents", "own", "refuses")
 
     def __init__(self, config: Config) -> None:
         written = dict(_routes(config))
@@ -143,6 +145,8 @@ class RouteTable:
         self._addresses = {pattern: route for pattern, route in found.items() if "@" in pattern}
         self._parents = {pattern: route for pattern, route in found.items() if pattern.startswith(".")}
         self._domains = {pattern: route for pattern, route in found.items() if "@" not in pattern and pattern[0] != "."}
+        self.own: Final = _own_hosts(config)
+        """By every spelling: the hosts that a directory may name for single recipients."""
         self.refuses: Final = any(route.action is Action.REFUSE for route in self.all())
         """Whether any entry refuses mail: else nobody need ask at RCPT."""
 
@@ -158,6 +162,18 @@ class RouteTable:
             return route
         return self._above(domain) if self._parents else self._default
 
+    def of(self, mailbox: Mailbox, hop: str) -> Route | None:
+        """The same where a directory names the host of the recipient's mail; "" when it does not. What is not in
+        ``directory.next_hops`` says nothing, and nothing stands over an entry of that very address, ``error:`` and its kin.
+        """
+        found = self.find(mailbox)
+        own = self.own.get(hop)
+        if own is None or (found is not None and found.action is not Action.DELIVER):
+            return found
+        if self._addresses and self._of_address(unquoted(mailbox).lower()) is not None:
+            return found
+        return own
+
     def _of_address(self, address: str) -> Route | None:
         route = self._addresses.get(address)
         if route is None and self._delimiters:
@@ -167,8 +183,11 @@ class RouteTable:
     def _untagged(self, address: str) -> str:
         return without_tag(address, self._delimiters.get(domain_of(address), ""))
 
-    def decide(self, mailbox: Mailbox) -> Decision | None:
-        """The same as ``find``, with the pattern that decided and those that were asked before: for people."""
+    def decide(self, mailbox: Mailbox, hop: str = "") -> Decision | None:
+        """The same as ``of``, with the pattern that decided and those that were asked before: for people."""
+        own = self.own.get(hop)
+        if own is not None and self.of(mailbox, hop) is own:
+            return Decision(hop, own, (unquoted(mailbox).lower(),))
         asked: list[str] = []
         address = unquoted(mailbox).lower()
         first, *others = search_order(address)
@@ -194,12 +213,14 @@ class RouteTable:
         yield from self._parents.values()
         if self._default is not None:
             yield self._default
+        yield from self.own.values()
 
     def of_domains(self, domains: Iterable[str]) -> set[Route]:
         """Every route that an address of these domains can have."""
         names = set(domains)
         found = {self.find(Mailbox(f"{DEFAULT}@{name}")) for name in names}
         found |= {route for address, route in self._addresses.items() if domain_of(address) in names}
+        found |= set(self.own.values())
         return {route for route in found if route is not None}
 
     def next_hops(self) -> tuple[NextHop, ...]:
@@ -232,6 +253,17 @@ def shared_out(weights: Sequence[int], dice: Sequence[float]) -> list[int]:
     return sorted(
         range(len(weights)), key=lambda at: -math.log(1.0 - dice[at]) / weights[at] if weights[at] else math.inf
     )
+
+
+def _own_hosts(config: Config) -> dict[str, Route]:
+    """One route for each of ``directory.next_hops``, by its name, its host alone, and as it is written there."""
+    found: dict[str, Route] = {}
+    for index, text in enumerate(config.directory.next_hops):
+        route = _route([text], (*OWN_HOSTS, index), parse_next_hop(text), ())
+        hop = route.next_hops[0]
+        for spelling in (hop.name, text, hop.host, f"[{hop.host}]", f"[{hop.host}]:{hop.port}"):
+            found.setdefault(spelling.lower(), route)
+    return found
 
 
 def _routes(config: Config) -> Iterator[tuple[str, Route]]:

@@ -54,6 +54,8 @@ def server(folder: Path, authority: Authority) -> Iterator[Slapd]:
         person("board", msExchRequireAuthToSendTo="TRUE"),
         person("small", delivContLength="2"),
         person("tiny", delivContLength="1"),
+        person("housed", ritMailHost="127.0.0.1"),
+        person("lost", ritMailHost="elsewhere.corp.test"),
         person("tight", delivContLength="1", msExchRequireAuthToSendTo="TRUE"),
     ]
     made = Slapd(place, "ad", tree, authority)
@@ -69,14 +71,26 @@ def hop() -> Iterator[NextHop]:
 
 
 @pytest.fixture(scope="module")
-def relay(folder: Path, server: Slapd, hop: NextHop) -> Iterator[RelayRunner]:
+def second() -> Iterator[NextHop]:
+    made = NextHop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def relay(folder: Path, server: Slapd, hop: NextHop, second: NextHop) -> Iterator[RelayRunner]:
     place = folder / "relay"
     place.mkdir()
     config = {
         "domain": [{"names": ["corp.test"], "delimiter": "+"}],
         "trusted": {"networks": [TRUSTED]},
         "route": [{"domains": ["*"], "next_hops": [hop.route]}],
-        "directory": {"sources": None, "ldap": [server.profile()], "sync_s": 1.0},
+        "directory": {
+            "sources": None,
+            "ldap": [server.profile(next_hop_attribute="ritMailHost")],
+            "sync_s": 1.0,
+            "next_hops": [second.route],
+        },
     }
     made = RelayRunner(place, hop.route, config=config)
     made.start(build=False)
@@ -139,6 +153,29 @@ def test_one_too_large_for_some_goes_to_the_others_and_is_reported(relay: RelayR
     assert "Final-Recipient: rfc822;tiny@corp.test" in text.replace("rfc822; ", "rfc822;")
     assert text.count("Status: 5.2.3") == 2
     assert "plain@corp.test" not in text
+
+
+def test_the_directory_names_the_host_of_a_recipient_among_those_allowed(
+    relay: RelayRunner, hop: NextHop, second: NextHop
+) -> None:
+    before, there = len(hop.accepted), len(second.accepted)
+    assert str(send(relay, "housed")).startswith("250")
+    assert second.wait_for_accepted(there + 1)[-1].recipients == ("housed@corp.test",)
+    assert str(send(relay, "lost", "Housed+tag", "plain")).startswith("250")
+    assert second.wait_for_accepted(there + 2)[-1].recipients == ("Housed+tag@corp.test",)
+    assert hop.wait_for_accepted(before + 1)[-1].recipients == ("lost@corp.test", "plain@corp.test")
+    relay.wait_for_log(r"directory_next_hop_unlisted why=.*elsewhere\.corp\.test.* addresses=1")
+
+
+def test_relay_route_shows_what_the_directory_names(relay: RelayRunner, hop: NextHop, second: NextHop) -> None:
+    told = relay.command("route", "housed@corp.test").stdout
+    assert f"goes to 127.0.0.1:{second.port}" in told
+    assert "directory   names the host 127.0.0.1\n" in told
+    assert f"{relay.config_file}:" in told
+    told = relay.command("route", "lost@corp.test").stdout
+    assert f"goes to 127.0.0.1:{hop.port}" in told
+    assert "names the host elsewhere.corp.test, which is none of directory.next_hops" in told
+    assert f"127.0.0.1:{second.port}" in relay.command("recipient", "housed@corp.test", "-v").stdout
 
 
 def test_people_can_ask_why(relay: RelayRunner) -> None:
