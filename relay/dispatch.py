@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from relay.config.schema import Config
+from relay.directory.answers import Answers
 from relay.mail import reply
 from relay.mail.address import Mailbox, domain_of
 from relay.mail.answer import Answer
@@ -32,6 +33,7 @@ from relay.mail.content import Content
 from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN
+from relay.outbound.callout import Callout, Told
 from relay.outbound.copies import Copies
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import SESSION_STAGES, Lanes
@@ -227,6 +229,8 @@ class Dispatch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._committing = 0
         self._draining = False
+        self.answers = Answers()
+        self._callout: Callout | None = None
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -234,6 +238,9 @@ class Dispatch:
         self._express = config.delivery.express
         self.express_deadline_s = config.delivery.express_deadline_s
         self._expire_s = config.queue.expire_after_s
+        self._config = config
+        if self._callout is not None:
+            self._callout.configure(config)
         self.results.configure(config)
         self.runner.configure(config)
 
@@ -279,6 +286,12 @@ class Dispatch:
 
         recipients = tuple(envelope.recipients[number] for number in left)
         self.accept(replace(envelope, recipients=recipients, terms=envelope.terms.only(left)), content, told)
+
+    def call_out(self, mailbox: Mailbox, told: Told) -> None:
+        """Ask the next hop of a recipient whether it takes it; ``told`` hears at once or later."""
+        if self._callout is None:
+            self._callout = Callout(self._config, self.lanes, self.answers, self.log, self.metrics)
+        self._callout.ask(mailbox, told)
 
     def _accept_elsewhere(self, route: Route, envelope: Envelope, content: Content, answer: Answerer) -> None:
         """A route that is not just hosts."""

@@ -111,6 +111,7 @@ class Worker:
         self.lanes = Lanes(config, child.live_workers, self.log, self.metrics, child.secrets.next_hops)
         self.lanes.hop_of = placement(self.directory, config)
         self.dispatch = Dispatch(config, child.slot, self.store, self.lanes, self.log, self.metrics)
+        self.dispatch.answers = self.directory.answers
         self.hub = HubClient(
             child.hub_address, config.limits.sessions, config.limits.sessions_per_client, child.live_workers
         )

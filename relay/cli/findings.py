@@ -22,7 +22,7 @@ from relay.config.schema import Config, Mode, Role
 from relay.directory.key import read_key
 from relay.directory.layout import SnapshotError
 from relay.directory.snapshot import ACCEPT, Snapshot
-from relay.directory.sources import ending
+from relay.directory.sources import VERIFIED, ending
 from relay.directory.state import read_state, state_path
 from relay.directory.weak import weaknesses
 from relay.mail.address import Mailbox, domain_of
@@ -132,7 +132,7 @@ def _users(config: Config) -> Iterator[Finding]:
 
 
 def _snapshot(config: Config) -> Iterator[Finding]:
-    needed = any(domain.recipients == "directory" for domain in config.domain)
+    needed = any(domain.recipients in VERIFIED for domain in config.domain)
     path = config.snapshot_path
     try:
         path.stat()
@@ -175,7 +175,7 @@ def _since_the_build(config: Config, snapshot: Snapshot) -> Iterator[Finding]:
                 text = f'{name} has case = "sensitive", and the snapshot was built before: every spelling is taken'
                 yield Finding(Grade.WARNING, "snapshot", text, "run relay directory build")
         mailbox = Mailbox(domain.postmaster or "")
-        verifies = any(domain_of(mailbox) in other.names for other in config.domain if other.recipients == "directory")
+        verifies = any(domain_of(mailbox) in other.names for other in config.domain if other.recipients in VERIFIED)
         if mailbox and verifies and not snapshot.lookup(mailbox) & ACCEPT:
             text = f"mail to postmaster goes to {mailbox}, which the snapshot does not know"
             yield Finding(Grade.WARNING, "domains", text, "name a mailbox that exists")
@@ -214,12 +214,21 @@ def _directories(config: Config) -> Iterator[Finding]:
             yield Finding(Grade.WARNING, "directory", f"the last reading was not taken: {state.why}", state.cure)
 
 
+_CHECKED: Final = {
+    "directory": "recipients by the directory",
+    "static": "recipients by the files of directory.sources",
+    "callout": "recipients by asking the next hop",
+    "none": "every recipient",
+    "any": "every recipient",
+}
+
+
 def _domains(config: Config) -> Iterator[Finding]:
     if not config.domain:
         hint = "add a [[domain]] table with the domains of your users"
         yield Finding(Grade.WARNING, "domains", "none: only trusted networks can send, and only outwards", hint)
     for domain in config.domain:
-        checked = "recipients by the directory" if domain.recipients == "directory" else "every recipient"
+        checked = _CHECKED[domain.recipients]
         yield Finding(Grade.OK, "domains", f"{_some(domain.names)}: {checked}")
 
 

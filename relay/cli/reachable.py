@@ -12,13 +12,14 @@ from typing import Final
 from relay.cli.grade import Finding, Grade
 from relay.config.schema import Config
 from relay.control import HopSecret
-from relay.mail.address import domain_of
+from relay.mail.address import Mailbox, domain_of
 from relay.mail.answer import Answer, Stage
 from relay.net.dns import Resolver
+from relay.outbound.callout import NoAnswer
 from relay.outbound.lanes import dns_servers
 from relay.outbound.mx import Exchanges
 from relay.outbound.peer import settings_of
-from relay.outbound.probe import TRY_S, Tried, try_all
+from relay.outbound.probe import TRY_S, Tried, ask_about, try_all
 from relay.policy.lookup import Found
 from relay.policy.route import NextHop, RouteTable
 from relay.supervisor.keys import read_next_hops
@@ -48,6 +49,23 @@ def next_hops(config: Config) -> Iterator[Finding]:
         yield Finding(Grade.OK, "next hops", f"{len(hops)} in all, the first {MOST} are tried")
     for tried in asyncio.run(try_all(tried_hops, config, TRY_S, secrets)):
         yield from _finding(config, tried)
+    asked = [name for domain in config.domain if domain.recipients == "callout" for name in domain.names]
+    for name in asked[:MOST]:
+        yield asyncio.run(_callout(config, name, secrets))
+
+
+async def _callout(config: Config, domain: str, secrets: Mapping[str, HopSecret]) -> Finding:
+    """Whether asking the next hop tells valid recipients from others (row R13)."""
+    try:
+        next_hop, heard = await ask_about(Mailbox(f"postmaster@{domain}"), config, secrets)
+    except NoAnswer as why:
+        hint = "recipients get 451 until it answers"
+        return Finding(Grade.WARNING, "callout", f"{domain}: {why}", hint)
+    if heard.anything:
+        text = f"{domain}: {next_hop.name} takes a random address, so that every recipient is taken"
+        hint = 'let it refuse unknown recipients at RCPT, or write recipients = "directory"'
+        return Finding(Grade.ERROR, "callout", text, hint)
+    return Finding(Grade.OK, "callout", f"{domain}: {next_hop.name} refuses a random address")
 
 
 def _lacks_password(hop: NextHop, config: Config, secrets: Mapping[str, HopSecret]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from typing import Annotated
 
 import typer
@@ -23,9 +25,14 @@ from relay.cli.options import DEFAULT_CONFIG, CommandFailed, ConfigOption, JsonO
 from relay.cli.placed import Placed
 from relay.config.load import load
 from relay.config.schema import Config
+from relay.directory.snapshot import Directory
 from relay.inbound.transaction import Rules, Transaction
-from relay.mail.address import Mailbox, is_relay_form
+from relay.mail.address import Mailbox, is_relay_form, unquoted
 from relay.mail.reply import ABOUT_SENDER, BAD_RECIPIENT, BAD_SENDER, OK_RCPT, Kind
+from relay.outbound.callout import NoAnswer
+from relay.outbound.probe import ask_about
+from relay.policy.recipient import ASK
+from relay.supervisor.keys import read_next_hops
 
 
 def recipient(
@@ -62,6 +69,10 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
     steps: list[str] = []
     questions = list(transaction.questions(mailbox, form, steps.append))
     verdict = transaction.judge_recipient(mailbox, form)
+    if verdict is ASK:
+        _ask(config, mailbox, directory, steps)
+        questions = list(transaction.questions(mailbox, form))
+        verdict = transaction.judge_recipient(mailbox, form)
     named = origin if verdict.kind in ABOUT_SENDER else mailbox
     return Judged(
         address=mailbox,
@@ -82,6 +93,20 @@ def judge(config: Config, address: str, sender: str, client: str) -> Judged:
         asked=tuple(rule_line(config, one, mailbox, origin) for one in questions),
         looked_up=tuple(steps),
     )
+
+
+def _ask(config: Config, mailbox: Mailbox, directory: Directory, steps: list[str]) -> None:
+    """What a session would wait for. Nothing is remembered for the daemon, whose workers ask by themselves."""
+    try:
+        next_hop, heard = asyncio.run(ask_about(mailbox, config, read_next_hops(config, [])))
+    except NoAnswer as why:
+        steps.append(f"callout: {why}")
+        return
+    if heard.anything:
+        steps.append(f"callout: {next_hop.name} takes a random address, so it takes any: it is not asked")
+    else:
+        steps.append(f"callout: {next_hop.name} refuses a random address, and says {heard.said}")
+    directory.answers.put(unquoted(mailbox), time.monotonic() + 60.0, valid=heard.valid)
 
 
 def _next_hops(config: Config, mailbox: Mailbox) -> str:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from relay.config import values
 from relay.config.addresses import own_host
 from relay.config.auth import STORES, Auth, Mechanism
+from relay.config.callout import Callout
 from relay.config.destination import HOSTS
 from relay.config.directory import Directory
 from relay.config.section import DAY_S, MANY, TABLES, FilePath, Seconds, Section, label
@@ -199,8 +200,9 @@ class Domain(Section):
         Field(min_length=1, max_length=TABLES, examples=[["example.com"]]),
     ]
     """Domain names, exactly as they stand behind the @."""
-    recipients: Literal["directory", "any"] = "directory"
-    """directory: only addresses of the snapshot. any: every address (the next hop decides)."""
+    recipients: Literal["directory", "static", "callout", "none", "any"] = "directory"
+    """directory: only addresses of the snapshot. static: of these only the ones from ``directory.sources``. callout: those
+    that the next hop takes when it is asked. none (or any): every address, the next hop decides when the mail is there."""
     delimiter: Annotated[str, AfterValidator(values.delimiters)] = ""
     """Characters that begin a tag: with "+", user+tag is valid where user is. "": an address is taken as it is."""
     tag: Literal["keep", "remove"] = "keep"
@@ -450,6 +452,7 @@ class Config(Section):
     queue: Queue = Queue()
     postmaster: Postmaster = Postmaster()
     directory: Directory = Directory()
+    callout: Callout = Callout()
     senders: Senders = Senders()
     recipients: Recipients = Recipients()
     content: Content = Content()

@@ -90,7 +90,8 @@ class Harvest:
     ) -> None:
         self._profile = profile
         self._plan = self.plan = plan
-        self._ours = self.ours = ours.verified & frozenset(profile.domains) if profile.domains else ours.verified
+        mine = ours.of_directories
+        self._ours = self.ours = mine & frozenset(profile.domains) if profile.domains else mine
         self._sensitive = ours.sensitive
         self._collection = collection
         self._tally = tally

@@ -52,7 +52,7 @@ def look_up(
     entries = [(key, snapshot.entry(key)) for key in keys]
     for key, ruled in _ruled(entries, OVERRIDE, now, note):
         return Found(None, ruled.ruling, OVERRIDES_RULE, instead if key == bare else NULL_SENDER)
-    if rule.verified_by != "directory":
+    if rule.verified_by not in {"directory", "static"}:
         for key, ruled in _ruled(entries, 0, now, note):
             return Found(None, ruled.ruling, SOURCES_RULE, instead if key == bare else NULL_SENDER)
         return Found(None)

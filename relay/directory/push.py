@@ -144,7 +144,7 @@ def _fits(header: Header, source: Push, kept: Header | None, now: float) -> None
 def take(arrival: Arrival, ours: Ours, collection: Collection, tally: Tally) -> int:
     """Add what it says of our domains; how many addresses that were. Raises LdapFailure."""
     grouped: defaultdict[int, list[str]] = defaultdict(list)
-    records, verified = arrival.said.records, ours.verified
+    records, verified = arrival.said.records, ours.of_directories
     spelt: set[str] = set()
     for key, number in arrival.said.addresses.items():
         entry = records[number]

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from relay.directory.answers import Answers
 from relay.directory.key import address_state, key_id
 from relay.directory.layout import Header, Image, SnapshotError, read
 from relay.mail.reply import OperatorText, operator_text
@@ -322,7 +323,7 @@ class Directory:
     Reading them is safe while another thread refreshes.
     """
 
-    __slots__ = ("_key", "_path", "_previous", "_tried", "refused", "snapshot", "stale")
+    __slots__ = ("_key", "_path", "_previous", "_tried", "answers", "refused", "snapshot", "stale")
 
     def __init__(self, path: Path, key: bytes) -> None:
         """Take the current generation, or the previous one when the current one cannot be used. Never raises."""
@@ -333,6 +334,8 @@ class Directory:
         self.snapshot: Snapshot | None = None
         self.refused = ""
         self.stale = False
+        self.answers: Final = Answers()
+        """What next hops said, for domains with recipients = "callout"."""
         self.refresh()
 
     def note_age(self, now: float, max_age_s: float | None) -> None:

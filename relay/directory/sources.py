@@ -33,6 +33,9 @@ from relay.mail.ruling import end_of
 EXAMPLES: Final = 20
 """Bad lines reported one by one: enough to see the pattern, and a broken export does not fill the screen."""
 
+VERIFIED: Final = frozenset({"directory", "static"})
+"""Values of ``recipients`` for which the snapshot is asked."""
+
 MAIL: Final = "mail"
 PROXY: Final = "proxyaddresses"
 
@@ -216,19 +219,28 @@ def _because(tally: Tally) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Domains of the configuration: those with recipients = "directory", all, and those with case = "sensitive"."""
+    """Domains of the configuration: those whose recipients stand in the snapshot, all, those with case = "sensitive", and
+    those of the first for which files alone count (recipients = "static").
+    """
 
     verified: frozenset[str]
     all: frozenset[str]
     sensitive: frozenset[str]
+    static: frozenset[str] = frozenset()
+
+    @property
+    def of_directories(self) -> frozenset[str]:
+        """Those for which directories count as well."""
+        return self.verified - self.static
 
     @classmethod
     def of(cls, config: Config) -> Ours:
         """From the whole configuration."""
         return cls(
-            frozenset(name for domain in config.domain if domain.recipients == "directory" for name in domain.names),
+            frozenset(name for domain in config.domain if domain.recipients in VERIFIED for name in domain.names),
             frozenset(name for domain in config.domain for name in domain.names),
             frozenset(name for domain in config.domain if domain.case == "sensitive" for name in domain.names),
+            frozenset(name for domain in config.domain if domain.recipients == "static" for name in domain.names),
         )
 
 

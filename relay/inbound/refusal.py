@@ -15,6 +15,7 @@ from relay.mail import reply
 from relay.mail.address import NULL_SENDER, Mailbox
 from relay.mail.envelope import QueueId
 from relay.mail.reply import Kind
+from relay.mail.terms import RecipientTerms
 from relay.policy.abuse import RULES, Budget
 from relay.policy.particular import SIZE_RULE
 from relay.policy.verdict import Verdict
@@ -40,6 +41,19 @@ class Refusing(Wire):
             self.client, stage, line, kind.reason, verdict.rule, sender, recipient, self.protocol, self.helo
         )
         self.refuse(verdict.kind, kind, f"{line}\r\n".encode())
+
+    def judged(self, transaction: Transaction, mailbox: Mailbox, verdict: Verdict, said: RecipientTerms | None) -> None:
+        """Tell the client what became of a recipient."""
+        if verdict.shadow:
+            self._shadows(verdict, "RCPT", transaction.sender, mailbox)
+        if verdict.kind is not None:
+            named = transaction.sender if verdict.kind in reply.ABOUT_SENDER else mailbox
+            self._reject(verdict, "RCPT", named, transaction.sender, mailbox)
+            return
+        if said is not None:
+            transaction.say_of_next(said)
+        transaction.recipients.append(verdict.instead or mailbox)
+        self.say(reply.OK_RCPT)
 
     def _refuse_unknown(self, transaction: Transaction, mailbox: Mailbox, verdict: Verdict) -> None:
         """``_reject`` for the refusal that comes by the thousand."""

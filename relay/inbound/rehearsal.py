@@ -298,6 +298,10 @@ class _Dispatch:
         content.close()
         answer(reply.OK_QUEUED, envelope.id)
 
+    def call_out(self, mailbox: Mailbox, told: Callable[[bool | None], None]) -> None:
+        """Nobody is asked in a rehearsal."""
+        told(None)
+
 
 class _Uncounted:
     """Metrics that count nothing, whatever is to be counted, by a call or by an item."""

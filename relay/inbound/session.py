@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from relay.inbound import login
+from relay.inbound.asking import ask
 from relay.inbound.chunks import Assembly, Chunk, announced
 from relay.inbound.parameters import (
     MAIL_PREFIX,
@@ -39,6 +40,7 @@ from relay.mail.envelope import Envelope, QueueId
 from relay.mail.reply import Kind, OperatorText
 from relay.mail.terms import PLAIN, RecipientTerms
 from relay.mail.trace import Origin, helo_text, literal, logged_in_as, origin, received, utf8_protocol
+from relay.policy.recipient import ASK
 from relay.policy.verdict import ACCEPT, Verdict
 
 if TYPE_CHECKING:
@@ -306,16 +308,10 @@ class Session(Refusing):
         if self.listener.blocked and self._blocked(transaction.sender, mailbox):
             return
         verdict = transaction.judge_recipient(mailbox, relay_form)
-        if verdict.shadow:
-            self._shadows(verdict, "RCPT", transaction.sender, mailbox)
-        if verdict.kind is not None:
-            named = transaction.sender if verdict.kind in reply.ABOUT_SENDER else mailbox
-            self._reject(verdict, "RCPT", named, transaction.sender, mailbox)
-            return
-        if said is not None:
-            transaction.say_of_next(said)
-        transaction.recipients.append(verdict.instead or mailbox)
-        self.say(reply.OK_RCPT)
+        if verdict is ASK:
+            ask(self, transaction, mailbox, relay_form, said)
+        else:
+            self.judged(transaction, mailbox, verdict, said)
 
     def _is_postmaster_here(self, mailbox: Mailbox) -> bool:
         """Postmaster at the address that the client connected to: who knows no name of ours writes that."""

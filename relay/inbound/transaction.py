@@ -348,7 +348,9 @@ class Transaction:
                 rule.verified_by, None, relay_form, self.trusted, True, unknown, refused, instead=instead,  # noqa: FBT003
             )  # fmt: skip
         found = look_up(mailbox, rule, snapshot, time.time(), note)
-        if found.known is False and self._directory.stale:
+        if rule.verified_by == "callout" and found.ruling is None:
+            found = found._replace(known=self._directory.answers.get(mailbox, time.monotonic()))
+        elif found.known is False and self._directory.stale and rule.verified_by != "static":
             note("the snapshot is stale: it is not asked who is unknown")
             found = found._replace(known=None)
         return RecipientFacts(

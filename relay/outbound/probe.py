@@ -17,12 +17,14 @@ from aiosmtplib import SMTP, SMTPException
 
 from relay.config.schema import Config
 from relay.control import HopSecret
+from relay.mail.address import Mailbox
 from relay.mail.answer import Answer, Stage
+from relay.outbound.callout import Heard, NoAnswer, hear
 from relay.outbound.client import Capabilities, Connection, split_text
 from relay.outbound.connect import ConnectFailed, open_client
 from relay.outbound.lane import Lane
 from relay.outbound.peer import NO_SECRETS
-from relay.policy.route import NextHop
+from relay.policy.route import NextHop, RouteTable
 from relay.telemetry.maillog import MailLog
 
 CLOSE_S: Final = 1.0
@@ -119,6 +121,21 @@ async def walk(
         with contextlib.suppress(SMTPException, OSError):
             await client.quit(timeout=seconds)
         client.close()
+
+
+async def ask_about(
+    mailbox: Mailbox, config: Config, secrets: Mapping[str, HopSecret], seconds: float = TRY_S
+) -> tuple[NextHop, Heard]:
+    """What the next hop of a mailbox says of it, and of a random address of its domain (row R13). Raises NoAnswer."""
+    route = RouteTable(config).find(mailbox)
+    if route is None or not route.static or not route.next_hops:
+        raise NoAnswer("its next hop is found by MX, or there is none: not asked here")
+    next_hop = route.next_hops[0]
+    try:
+        async with asyncio.timeout(3 * seconds):
+            return next_hop, await hear(_lane(next_hop, config, seconds, secrets, _Notes()), mailbox, probe=True)
+    except TimeoutError:
+        raise NoAnswer(f"{next_hop.name}: no answer within {3 * seconds:.0f} s") from None
 
 
 def _tls_of(client: SMTP) -> str:

@@ -20,19 +20,24 @@ RELAY_RULE: Final = "relay"
 POSTMASTER_RULE: Final = "postmaster"
 OVERRIDES_RULE: Final = "directory.overrides"
 SOURCES_RULE: Final = "directory.sources"
+CALLOUT_RULE: Final = "recipients.callout"
 
 UNKNOWN: Final = Verdict(UNKNOWN_RECIPIENT, UNKNOWN_RULE)
 _UNAVAILABLE: Final = Verdict(DIRECTORY_UNAVAILABLE, UNKNOWN_RULE)
 _DENIED: Final = Verdict(RELAY_DENIED, RELAY_RULE)
 _FORM: Final = Verdict(RELAY_FORM, RELAY_RULE)
+ASK: Final = Verdict(DIRECTORY_UNAVAILABLE, CALLOUT_RULE)
+"""The next hop has to be asked first; known by identity. Who cannot ask says 451."""
+NO_ANSWER: Final = Verdict(DIRECTORY_UNAVAILABLE, CALLOUT_RULE)
+"""It was asked and has not said."""
 _UNKNOWN_LOGGED: Final = Verdict(None, "accept", shadow=(UNKNOWN,))
 
 
 class RecipientFacts(NamedTuple):
     """What is known about one RCPT.
 
-    ``verified_by``: "directory" or "any" for the relay's own domains, "" for every other.
-    ``known``: True or False from the snapshot, None when there is no usable snapshot or it was not asked.
+    ``verified_by``: "directory", "static", "callout" or "any" for the relay's own domains, "" for every other.
+    ``known``: True or False from the snapshot or the next hop, None when there is no usable snapshot or it was not asked.
     ``relay_form``: the local part hides another address (``a%b``, ``a!b``, ``"a@b"``).
     ``trusted``: the client may relay. ``postmaster``: local part of RFC 5321 §4.5.1.
     ``refused``: what the recipient's route says when it is ``error:``.
@@ -65,7 +70,7 @@ class Override:
 class DomainRule:
     """What holds for the addresses of one own domain. ``plain``: one look-up of the address says everything."""
 
-    verified_by: Literal["directory", "any"]
+    verified_by: Literal["directory", "static", "callout", "any"]
     delimiter: str = ""
     tag: Literal["keep", "remove"] = "keep"
     sensitive: bool = False
@@ -77,13 +82,14 @@ class DomainRule:
     def of(cls, domain: Domain, overrides: Mapping[str, Override]) -> DomainRule:
         """From a ``[[domain]]`` and the overrides of one of its names."""
         return cls(
-            domain.recipients,
+            "any" if domain.recipients == "none" else domain.recipients,
             domain.delimiter,
             domain.tag,
             domain.case == "sensitive",
             Mailbox(domain.postmaster) if domain.postmaster else None,
             overrides,
-            not (domain.delimiter or domain.case == "sensitive" or domain.postmaster or overrides),
+            domain.recipients not in {"static", "callout"}
+            and not (domain.delimiter or domain.case == "sensitive" or domain.postmaster or overrides),
         )
 
 
@@ -162,7 +168,7 @@ def _unknown(facts: RecipientFacts) -> Verdict | None:
     if facts.verified_by == "any" or facts.known or facts.unknown is Mode.OFF:
         return _accepted(facts)
     if facts.known is None:
-        return _UNAVAILABLE
+        return ASK if facts.verified_by == "callout" else _UNAVAILABLE
     return UNKNOWN if facts.unknown is Mode.ENFORCE else _UNKNOWN_LOGGED
 
 
@@ -198,9 +204,12 @@ def _why_ruling(facts: RecipientFacts) -> str:
 
 def _why_unknown(facts: RecipientFacts) -> str:
     if facts.verified_by == "any":
-        return 'the domain takes every address (recipients = "any")'
+        return 'the domain takes every address (recipients = "none" or "any")'
     if facts.unknown is Mode.OFF:
         return "switched off"
+    if facts.verified_by == "callout":
+        said = {True: "takes the address", False: "does not know the address", None: "has to be asked (callout)"}
+        return f"the next hop {said[facts.known]}"
     if facts.known is None:
         return "there is no snapshot that could be asked"
     return f"the snapshot {'knows' if facts.known else 'does not know'} the address"

@@ -56,6 +56,10 @@ SNAPSHOT_IN_USE: Final = Family(
     "relay_snapshot_generation_in_use", "gauge", "Oldest generation a worker uses", merge="livemin"
 )
 SNAPSHOT_REFUSALS: Final = Family("relay_snapshot_refusals", "counter", "Snapshots a worker refused")
+CALLOUTS: Final = Family("relay_callouts", "counter", "Recipients a next hop was asked about, by result", ("result",))
+CALLOUT_OFF: Final = Family(
+    "relay_callout_off", "gauge", "Domains whose next hop takes anything, seen by some worker", merge="livemax"
+)
 LOG_LINES_LOST: Final = Family("relay_log_lines_lost", "counter", "Log lines that could not be written")
 RESTARTS: Final = Family(
     "relay_process_restarts", "counter", "Processes that died and were replaced", ("role", "cause")
@@ -86,6 +90,8 @@ MEMBERS: Final = (
     DELIVERY_SECONDS,
     SNAPSHOT_IN_USE,
     SNAPSHOT_REFUSALS,
+    CALLOUTS,
+    CALLOUT_OFF,
     LOG_LINES_LOST,
     RESTARTS,
     ALIVE,

@@ -31,7 +31,7 @@ NAMES_SHOWN: Final = 20
 LINE_OCTETS: Final = 4000
 """Longest line in Postfix's form: with its end it still fits one write to a pipe (PIPE_BUF)."""
 
-RECOVERIES: Final = frozenset({"next_hop_up", "next_hop_mended", "snapshot_taken"})
+RECOVERIES: Final = frozenset({"next_hop_up", "next_hop_mended", "snapshot_taken", "callout_on"})
 """Alarms that end an earlier one: good news has no level ``error``."""
 
 _RESOURCE: Final = frozenset(

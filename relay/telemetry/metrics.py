@@ -191,6 +191,7 @@ class Metrics:
         self._late = _Counted(catalogue.LATE, 1, _same, known)
         self._duplicates = _Counted(catalogue.POSSIBLE_DUPLICATES, 1, _same, known)
         self._refusals = _Counted(catalogue.SNAPSHOT_REFUSALS, 1, _same, known)
+        self._callouts = _Counted(catalogue.CALLOUTS, SMALL_SETS, _name, known)
         self._lines_lost = _Counted(catalogue.LOG_LINES_LOST, 1, _same, known)
         open_sessions = _Shown(catalogue.OPEN_SESSIONS, NAME_SETS, _name)
         short_of = _Shown(catalogue.SHORT_OF, SMALL_SETS, _name)
@@ -219,6 +220,7 @@ class Metrics:
         self._accept_times: Final = accept.pending
         self._delivery_times: Final = delivery.pending
         self._snapshot: Gauge | None = None
+        self._callout_off: Gauge | None = None
         self._clock = clock
         self._closed = False
         self._alive = None if identifier == SUPERVISOR else _gauge(catalogue.ALIVE).labels(label_text(identifier))
@@ -241,6 +243,7 @@ class Metrics:
                 self._duplicates,
                 self._refusals,
                 self._lines_lost,
+                self._callouts,
                 open_sessions,
                 short_of,
                 states,
@@ -354,6 +357,16 @@ class Metrics:
             self._files.select()
             self._snapshot = _gauge(catalogue.SNAPSHOT_IN_USE)
         self._snapshot.set(generation)
+
+    def callout(self, result: str) -> None:
+        """A next hop was asked about a recipient, or would have been: valid, unknown, no_answer, budget."""
+        self._callouts.pending[result] += 1
+
+    def callouts_off(self, count: int) -> None:
+        """So many domains have a next hop that takes anything."""
+        if self._callout_off is None:
+            self._callout_off = _gauge(catalogue.CALLOUT_OFF)
+        self._callout_off.set(count)
 
     def snapshot_refused(self) -> None:
         """A new snapshot could not be taken; the previous one serves on."""

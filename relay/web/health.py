@@ -17,7 +17,7 @@ WORKER: Final = "worker-"
 def reasons(figures: Figures, config: Config) -> list[str]:
     """Why the relay is not ready; empty when it is. For operators: what, where, what to do."""
     found: list[str] = []
-    if figures.snapshot is None and any(domain.recipients == "directory" for domain in config.domain):
+    if figures.snapshot is None and any(domain.recipients in {"directory", "static"} for domain in config.domain):
         found.append(f"snapshot: {figures.snapshot_problem}")
     if figures.spool_free is None:
         found.append(f"spool: {figures.spool_problem}")

@@ -246,6 +246,22 @@ def test_files_join_with_what_is_pushed_and_overrides_stand_over_it(tmp_path: Pa
     assert site.snapshot.lookup("bob@example.org") & ACCEPT
 
 
+def test_a_domain_of_files_alone_takes_nothing_from_directories(tmp_path: Path, inside: Inside, drop: Path) -> None:
+    local = tmp_path / "local"
+    local.write_text("dmz@foreign.example\n")
+    push = [{"name": "inside", "folder": drop, "keys": [inside.public]}]
+    sources = [{"type": "list", "path": local}]
+    site = Site(tmp_path / "dmz", domains=("example.org",), push=push, sources=sources)
+    tables = site.config.model_dump(exclude_defaults=True)
+    tables["domain"].append({"names": ["foreign.example"], "recipients": "static"})
+    site.config = type(site.config).model_validate(tables)
+    inside.push(drop)
+    site.good()
+    assert site.snapshot.lookup("ann@example.org") & ACCEPT
+    assert site.snapshot.lookup("dmz@foreign.example") & ACCEPT
+    assert not site.snapshot.lookup("x@foreign.example")
+
+
 def test_wrong_use_is_told(tmp_path: Path, inside: Inside, command: Command) -> None:
     config = ("--config", inside.config)
     assert "need" in command("directory", "export", "--signed", *config)[2]

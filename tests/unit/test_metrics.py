@@ -217,6 +217,8 @@ def test_every_metric_of_the_members_is_fed_by_a_method(folder: Path, member: Ma
     metrics.next_hop_connections("exchange:25", 4)
     metrics.snapshot_in_use(1)
     metrics.snapshot_refused()
+    metrics.callout("valid")
+    metrics.callouts_off(1)
     metrics.log_lines_lost(5)
     metrics.restarted("worker", "signal")
     metrics.flush()
