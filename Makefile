@@ -48,7 +48,7 @@ bench-abuse: install ## what clients in the way, broken sessions, an outage and 
 bench-directory: install ## full synchronisations of a directory of 10,000 and 100,000 entries
 	@$(PY) bench/directory.py
 
-bench-%: install ## one part of it: bench-compare, -attack, -idle, -memory, -start, -fsync
+bench-%: install ## one part of it: bench-compare, -attack, -idle, -memory, -start, -auth, -fsync
 	@$(PY) bench/run.py --part $*
 
 soak: install ## crash and takeover tests at SOAK (200) random moments per mode

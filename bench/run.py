@@ -205,14 +205,14 @@ def auth(state: Path, port: int, reps: int) -> Iterator[b.Figure]:
             yield logins.cram_md5(EXPRESS)
             yield from logins.under_attack(ours, min(reps, 3), 3.0)
             yield from logins.pairs(ours, "file")
-    with directory(state, port + 20) as ours:
-        yield logins.by_bind(ours, reps, 2.0)
+    with directory(state, port + 20) as (ours, slapd):
+        yield from logins.by_bind(ours, reps, 2.0, slapd)
         yield from logins.pairs(ours, "LDAP")
 
 
 @contextlib.contextmanager
-def directory(state: Path, port: int) -> Iterator[b.Target]:
-    """The relay with `--auth ldap` before a slapd of its own."""
+def directory(state: Path, port: int) -> Iterator[tuple[b.Target, int]]:
+    """The relay with `--auth ldap` before a slapd of its own, and the pid of that."""
     name = "ldap"
     for folder in (state / name, state / "slapd"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -233,7 +233,7 @@ def directory(state: Path, port: int) -> Iterator[b.Target]:
         options += ["--ldap-ca", str(server.ca_file), "--ldap-preset", "openldap", "--ldap-base", place]
         options += ["--ldap-bind", SERVICE["openldap"], "--ldap-password-file", str(secret), "--domains", "example.com"]
         with running([HERE / "serve", *options], state / f"{name}.pid") as pid:
-            yield b.Target(EXPRESS, "127.0.0.1", port + 3, [pid])
+            yield b.Target(EXPRESS, "127.0.0.1", port + 3, [pid]), server.pid
     finally:
         server.close()
 

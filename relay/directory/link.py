@@ -93,16 +93,14 @@ class Link(asyncio.Protocol):
         self._entries = []
         self._answer = self._loop.create_future()
         self._transport.write(ber.tlv(0x30, ber.integer(self._number) + request))
+        timer = self._loop.call_at(until, self._fail, Reason.SLOW, "no answer in time")
         try:
-            async with asyncio.timeout_at(until):
-                result = await self._answer
-        except TimeoutError:
-            self.abort()
-            raise LdapFailure(Reason.SLOW, "no answer in time", self.server.url) from None
+            result = await self._answer
         except BaseException:
             self.abort()
             raise
         finally:
+            timer.cancel()
             self._answer = None
         self.used = self._loop.time()
         return result

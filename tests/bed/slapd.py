@@ -266,6 +266,12 @@ class Slapd:
         ]) + "\n")  # fmt: skip
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """For StartTLS or clear text."""
         return f"ldap://127.0.0.1:{self.port}"
