@@ -29,6 +29,7 @@ from relay.control import (
     Secrets,
     Workers,
 )
+from relay.detention import Detention, restriction_by
 from relay.directory.placement import placement
 from relay.directory.snapshot import Directory
 from relay.dispatch import Dispatch
@@ -96,6 +97,7 @@ class Worker:
         self._drained = asyncio.Event()
         self._refreshing: asyncio.Task[None] | None = None
         self._largest: int | None = None
+        self._detention = Detention(self.log)
 
     async def serve(self) -> int:
         """Start, say ready, work until drained."""
@@ -141,6 +143,7 @@ class Worker:
         for listener in self.listeners:
             listener.entered, listener.left = self._doors.entered, self._doors.left
         await self._doors.open()
+        await asyncio.to_thread(self._detain)
         self.dispatch.runner.start()
         self._control = control = Control(child.control, loop, config.process.heartbeat_timeout_s)
         control.on(Prepare, self._prepare)
@@ -205,7 +208,18 @@ class Worker:
 
     def _refresh_snapshot(self) -> None:
         """Take a new generation; when it is refused, the one in use serves on."""
-        self._report_snapshot(taken=self.directory.refresh())
+        taken = self.directory.refresh()
+        self._report_snapshot(taken=taken)
+        if taken:
+            self._detain()
+
+    def _detain(self) -> None:
+        """Restrictions reach mail that is queued already. One worker is enough, and runs this in a thread."""
+        if self._child.slot == 0:
+            config = self._config
+            self._detention.look(
+                config.server.spool, restriction_by(config, self.directory.snapshot), time.time()
+            )  # fmt: skip
 
     def _report_snapshot(self, *, taken: bool) -> None:
         snapshot = self.directory.snapshot
@@ -249,6 +263,7 @@ class Worker:
         if config.auth.stores:
             self.logins.go_on()
         self.directory.rekey(secrets.snapshot_key)
+        asyncio.get_running_loop().run_in_executor(None, self._detain)
         self.log.note("info", "reloaded")
 
     def _workers(self, message: Workers) -> None:

@@ -20,7 +20,8 @@ from relay.mail.address import AddressFault, is_domain, parse_mailbox
 from relay.mail.ruling import RULING_HINT, parse_ruling
 
 
-def _address_or_domain(value: str) -> str:
+def address_or_domain(value: str) -> str:
+    """In lower case, a domain with @ in front. Raises Invalid."""
     if not is_domain(value.removeprefix("@")) and (isinstance(parse_mailbox(value), AddressFault) or "@" not in value):
         raise Invalid(
             f'"{value}" is neither an address nor a domain',
@@ -35,7 +36,8 @@ def _action(value: str) -> str:
     return value
 
 
-def _day(value: object) -> object:
+def day(value: object) -> object:
+    """A date, or its text as in JSON. Raises Invalid."""
     if isinstance(value, str):
         with suppress(ValueError):
             return dt.date.fromisoformat(value)
@@ -65,13 +67,13 @@ class Source(Section):
 class Override(Section):
     """What is said of an address or a whole domain, whatever the directory says. In force with a reload."""
 
-    address: Annotated[str, AfterValidator(_address_or_domain), Field(examples=["user@example.com"])]
+    address: Annotated[str, AfterValidator(address_or_domain), Field(examples=["user@example.com"])]
     """user@example.com, or @example.com for every address of a domain."""
     action: Annotated[str, AfterValidator(_action), Field(examples=["550 5.1.1 Has left the company"])]
     """OK takes the mail. 550 5.1.1 TEXT and the like (450 to 452, 550 to 554) refuse it with your own words."""
     comment: Annotated[str, Field(max_length=REFUSAL_OCTETS)] = ""
     """For people: why, who, which ticket. Shown by relay recipient and relay check."""
-    expires: Annotated[dt.date, BeforeValidator(_day)] | None = None
+    expires: Annotated[dt.date, BeforeValidator(day)] | None = None
     """The last day it applies (UTC), e.g. 2027-01-31. relay check warns two weeks before."""
 
 

@@ -20,6 +20,7 @@ from relay.config.callout import Callout
 from relay.config.destination import HOSTS
 from relay.config.directory import Directory
 from relay.config.section import DAY_S, MANY, TABLES, FilePath, Seconds, Section, label
+from relay.config.senders import SenderRule
 from relay.config.transport import parse_pattern
 from relay.config.whole import WholeError, faults
 
@@ -364,6 +365,12 @@ class Senders(Section):
     """When they are told; at rcpt the log names the recipient."""
     text: Annotated[str, AfterValidator(values.refusal)] = "This account is not allowed to send emails"
     """Wording of the refusal when the entry has none of its own."""
+    rules: Annotated[list[SenderRule], Field(max_length=TABLES)] = []
+    """What is said of single senders and whole domains, whatever the directory says."""
+    only_listed: bool = False
+    """Of our own domains only senders whom a rule allows may send: an allow-list instead of a deny-list."""
+    hold_queued: bool = True
+    """Hold mail in the queue whose sender has been restricted meanwhile, until relay queue release."""
     own_domains: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
     """What happens to strangers (neither trusted nor logged in) who name one of our domains as envelope sender."""
     own_domains_from: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []

@@ -21,6 +21,7 @@ from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms, Terms
 from relay.policy import ownership, particular, recipient, sender
 from relay.policy.client import ClientRules
 from relay.policy.content import HeaderRules
+from relay.policy.listed import SenderList
 from relay.policy.ownership import Account, OwnershipRules
 from relay.policy.particular import ParticularRules
 from relay.policy.recipient import RecipientFacts, RecipientRules
@@ -61,6 +62,8 @@ class Rules:
     """Where mail to ``postmaster`` without a domain goes: postmaster at the first own domain."""
     hostname: str
     """Mail to postmaster at the relay's own name goes the same way (RFC 5321 §4.5.1)."""
+    listed: SenderList | None
+    """What is said of single senders; None where nothing is."""
     routes: RouteTable | None
     """Asked only when some route refuses mail."""
     simple: frozenset[str] = NO_DOMAINS
@@ -83,6 +86,7 @@ class Rules:
             config.limits.recipients,
             Mailbox(f"postmaster@{first}") if first else None,
             config.server.hostname.lower(),
+            SenderList.of(config),
             routes if routes.refuses else None,
             domains.simple if not routes.refuses else NO_DOMAINS,
         )
@@ -141,6 +145,8 @@ class Transaction:
                     self.restriction = self._text(bare)
             if account is not None and self.restriction is None:
                 self.restriction = self._restriction_of(account)
+        if rules.listed is not None and mailbox:
+            self.restriction = rules.listed.restriction(unquoted(mailbox), self.restriction, time.time())
         self._restricted = None if self.restriction is None else sender.decide(self.restriction, rules.sender)
         self._spoofed: Verdict | None = None
         if account is None and not trusted and mailbox.rpartition("@")[2].lower() in rules.ownership.domains:
@@ -301,7 +307,11 @@ class Transaction:
 
     def question_of_sender(self) -> Asked:
         """What was asked about the sender; after MAIL has judged it there is nothing more to say."""
-        if self.restriction is None:
+        listed = self._rules.listed
+        said = "" if listed is None or not self.sender else listed.why(unquoted(self.sender), time.time())
+        if said:
+            why = f'{said}; senders.restricted = "{self._rules.sender.mode}"'
+        elif self.restriction is None:
             why = "the sender carries no restriction"
         elif self._restricted is None:
             why = "the sender was judged at MAIL"

@@ -30,7 +30,7 @@ def request(spool: Path, keys: Sequence[int], action: Action, clock: Clock = boo
     """Do it to the messages of these keys; what became of it. Raises QueueError: then the rest was not done."""
     layout = Layout.of(spool)
     acted = Acted()
-    with _writing(layout) as (connection, lock, bodies):
+    with writing(layout) as (connection, lock, bodies):
         for step, start in enumerate(range(0, len(keys), REQUESTED), 1):
             unlink: list[str] = []
             with lock.held():
@@ -45,7 +45,8 @@ def request(spool: Path, keys: Sequence[int], action: Action, clock: Clock = boo
 
 
 @contextmanager
-def _writing(layout: Layout) -> Iterator[tuple[sqlite3.Connection, WriteLock, Bodies]]:
+def writing(layout: Layout) -> Iterator[tuple[sqlite3.Connection, WriteLock, Bodies]]:
+    """A connection, the lock to hold around each transaction, and the body files. Raises QueueError."""
     if not layout.database.exists():
         raise QueueError(f"{layout.database} does not exist; is server.spool the folder of a relay?")
     try:

@@ -39,7 +39,7 @@ def listing(spool: Path) -> Iterator[Listed]:
     layout = Layout.of(spool)
     last = -1
     while True:
-        with _reading(layout) as (connection,):
+        with reading(layout) as (connection,):
             rows = connection.execute(SQL["list_messages"], (last, _PAGE)).fetchall()
             page = _listed(connection, rows)
         yield from page
@@ -51,7 +51,7 @@ def listing(spool: Path) -> Iterator[Listed]:
 def find(spool: Path, queue_id: QueueId) -> Listed | None:
     """The message of that identifier. Raises QueueError."""
     layout = Layout.of(spool)
-    with _reading(layout) as (connection,):
+    with reading(layout) as (connection,):
         found = connection.execute(SQL["keys_of_id"], (queue_id,)).fetchone()
         rows = connection.execute(SQL["list_messages"], (found[0] - 1, 1)).fetchall() if found else []
         return next(iter(_listed(connection, rows)), None)
@@ -60,7 +60,7 @@ def find(spool: Path, queue_id: QueueId) -> Listed | None:
 def header(spool: Path, queue_id: QueueId, limit: int) -> bytes | None:
     """The first ``limit`` octets of the message, None when there is none. Raises QueueError."""
     layout = Layout.of(spool)
-    with _reading(layout) as (connection,):
+    with reading(layout) as (connection,):
         found = connection.execute(SQL["keys_of_id"], (queue_id,)).fetchone()
         content = connection.execute(SQL["select_content"], (found[0],)).fetchone() if found else None
         if content is None:
@@ -81,7 +81,7 @@ def header(spool: Path, queue_id: QueueId, limit: int) -> bytes | None:
 def body(spool: Path, queue_id: QueueId) -> Iterator[bytes]:
     """The message as it was, dots no longer stuffed, piece by piece; nothing when there is none. Raises QueueError."""
     layout = Layout.of(spool)
-    with _reading(layout) as (connection,):
+    with reading(layout) as (connection,):
         found = connection.execute(SQL["keys_of_id"], (queue_id,)).fetchone()
         content = connection.execute(SQL["select_content"], (found[0],)).fetchone() if found else None
         if content is None:
@@ -111,7 +111,7 @@ def _unstuffed(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def read_stats(spool: Path) -> Stats:
     """Depth and age. Raises QueueError."""
-    with _reading(Layout.of(spool)) as (connection,):
+    with reading(Layout.of(spool)) as (connection,):
         return stats_of(connection)
 
 
@@ -152,7 +152,7 @@ class Figures:
         return self._stats
 
 
-class _reading:  # noqa: N801  used like a function
+class reading:  # noqa: N801  used like a function
     """A read-only connection for one look; its faults come as QueueError."""
 
     def __init__(self, layout: Layout) -> None:

@@ -18,6 +18,7 @@ from tests.bed.waiting import wait_for
 
 pytestmark = [pytest.mark.needs("slapd", "ldapmodify"), pytest.mark.timeout(180)]
 STAFF = f"ou=Staff,{BASE['ad']}"
+CLOSED = f"cn=closed,{STAFF}"
 TRUSTED = "127.0.0.3"
 STRANGER = "x@elsewhere.example"
 INTERNAL = "550 5.7.1 <board@corp.test>: Recipient address rejected: takes mail from authenticated senders only"
@@ -50,6 +51,11 @@ def server(folder: Path, authority: Authority) -> Iterator[Slapd]:
         *(ldif(f"ou={name},{base}", ["organizationalUnit"], ou=name) for name in ("Staff", "Service")),
         ldif(SERVICE["ad"], ["user"], cn="svc-relay", userPassword=PASSWORD),
         person("plain"),
+        person("leaver"),
+        person("trainee"),
+        person("nephew"),
+        person("quiet"),
+        ldif(f"cn=closed,{STAFF}", ["group"], cn="closed", member=[f"cn=quiet,{STAFF}"]),
         person("other"),
         person("board", msExchRequireAuthToSendTo="TRUE"),
         person("small", delivContLength="2"),
@@ -87,7 +93,7 @@ def relay(folder: Path, server: Slapd, hop: NextHop, second: NextHop) -> Iterato
         "route": [{"domains": ["*"], "next_hops": [hop.route]}],
         "directory": {
             "sources": None,
-            "ldap": [server.profile(next_hop_attribute="ritMailHost")],
+            "ldap": [server.profile(next_hop_attribute="ritMailHost", restriction_groups=[CLOSED])],
             "sync_s": 1.0,
             "next_hops": [second.route],
         },
@@ -188,6 +194,86 @@ def test_people_can_ask_why(relay: RelayRunner) -> None:
     played = relay.command("explain", "--client", "127.0.0.1", "--from", STRANGER, "--to", "board@corp.test")
     assert "recipients.internal" in played.stdout
     assert INTERNAL in played.stdout
+
+
+SAID = "Sender address rejected: This account is not allowed to send emails"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("leaver", f"dn: cn=leaver,{STAFF}\nchangetype: modify\nreplace: smtpdSenderRestrictions\nsmtpdSenderRestrictions: TRUE\n"),
+        ("trainee", f"dn: {CLOSED}\nchangetype: modify\nadd: member\nmember: cn=trainee,{STAFF}\n"),
+    ],
+    ids=["attribute", "group"],
+)  # fmt: skip
+def test_a_restriction_reaches_open_sessions_and_mail_that_waits(
+    relay: RelayRunner, server: Slapd, hop: NextHop, name: str, change: str
+) -> None:
+    sender = f"{name}@corp.test"
+    hop.stop()
+    with relay.client(source=TRUSTED).open() as client:
+        client.envelope(sender, ["plain@corp.test"])
+        queued = client.data(MESSAGE)
+        assert queued.text.startswith("2.0.0 Ok: queued as ")
+        queue_id = queued.text.rpartition(" ")[2]
+        server.modify(change)
+        refusal = f"554 5.7.1 <{sender}>: {SAID}"
+
+        def told() -> bool:
+            client.expect("250", f"MAIL FROM:<{sender}>")
+            answer = str(client.command("RCPT TO:<plain@corp.test>"))
+            client.expect("250", "RSET")
+            return answer == refusal
+
+        wait_for(told, refusal)
+    relay.wait_for_log(
+        rf"NOQUEUE: reject: RCPT from \S+\[127\.0\.0\.3\]: 554 5\.7\.1 <{sender}>: {SAID}; "
+        rf"from=<{sender}> to=<plain@corp\.test> proto=ESMTP helo="
+    )
+    relay.wait_for_log(rf"queue_detained sender={sender} messages=1")
+    listed = relay.command("queue", "list", "--sender", sender, "--json").stdout
+    assert queue_id in listed
+    assert f"held: <{sender}>: {SAID}" in listed
+    assert '"held"' in listed
+    hop.start()
+    assert relay.command("queue", "release", queue_id).returncode == 0
+    hop.wait_until(lambda there: any(one.sender == sender for one in there.accepted), f"mail of {sender}")
+
+
+def test_senders_are_listed_by_an_operator_with_reason_and_end(relay: RelayRunner) -> None:
+    relay.configure({
+        "senders": {
+            "rules": [
+                {"sender": "nephew@corp.test", "action": "restrict", "text": "Ask your uncle", "comment": "ticket 12"},
+                {"sender": "quiet@corp.test", "action": "allow", "comment": "until the audit is over"},
+                {"sender": "plain@corp.test", "action": "restrict", "expires": "2001-01-31"},
+            ]
+        }
+    })  # fmt: skip
+    assert relay.command("reload").returncode == 0
+
+    def said(name: str) -> str:
+        with relay.client(source=TRUSTED).open() as client:
+            client.expect("250", f"MAIL FROM:<{name}@corp.test>")
+            return str(client.command("RCPT TO:<other@corp.test>"))
+
+    wait_for(lambda: said("nephew").startswith("554"), "the rule")
+    assert said("nephew") == "554 5.7.1 <nephew@corp.test>: Sender address rejected: Ask your uncle"
+    assert said("nephew+tag").startswith("554 5.7.1")
+    assert said("quiet").startswith("250")
+    assert said("plain").startswith("250")
+    assert (
+        "ticket 12"
+        in relay.command("sender", "nephew@corp.test").stdout + relay.command("sender", "nephew@corp.test", "-v").stdout
+    )
+    relay.configure({"senders": {"only_listed": True}})
+    assert relay.command("reload").returncode == 0
+    wait_for(lambda: said("plain").startswith("554"), "the allow-list")
+    assert said("quiet").startswith("250")
+    relay.configure({"senders": {"only_listed": False, "rules": []}})
+    assert relay.command("reload").returncode == 0
+    wait_for(lambda: said("quiet").startswith("554"), "the directory's word")
 
 
 def test_rules_in_mode_log_say_what_they_would_have_refused(relay: RelayRunner, hop: NextHop) -> None:

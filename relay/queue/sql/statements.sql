@@ -106,6 +106,18 @@ FROM message WHERE key IN (SELECT value FROM json_each(?))
 UPDATE recipient SET state = 'held'
 WHERE state = 'pending' AND message IN (SELECT value FROM json_each(?))
 
+-- name: senders_waiting
+-- Messages with a pending recipient, by sender; not those that were detained before (the two parameters say how).
+SELECT sender, key FROM message WHERE aside IS NULL AND sender <> '' AND EXISTS (
+    SELECT 1 FROM recipient WHERE recipient.message = message.key AND state = 'pending')
+AND NOT EXISTS (
+    SELECT 1 FROM recipient WHERE recipient.message = message.key AND last_code = ? AND last_enhanced = ?
+    AND last_text LIKE 'held: %')
+
+-- name: detain_recipients
+UPDATE recipient SET state = 'held', last_code = ?, last_enhanced = ?, last_text = ?, last_host = ''
+WHERE state = 'pending' AND message IN (SELECT value FROM json_each(?))
+
 -- name: release_recipients
 UPDATE recipient SET state = 'pending', due = ?
 WHERE state = 'held' AND message IN (SELECT value FROM json_each(?))
