@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "login": "relay.cli.login:login",
     "hash-password": "relay.cli.hash_password:hash_password",
     "queue": "relay.cli.queue:app",
+    "import": "relay.cli.imports:app",
     "version": "relay.cli.main:version",
 }
 
