@@ -49,6 +49,11 @@ if TYPE_CHECKING:
 
 HELO_OCTETS: Final = 255
 
+_IN_CLEAR: Final = frozenset({b"EHLO", b"STARTTLS", b"NOOP", b"QUIT", b"RSET", b"AUTH", b"BDAT"})
+"""What is not answered "STARTTLS first" where TLS is required (RFC 3207 §4). Clients say RSET out of habit, AUTH has a refusal
+of its own, and BDAT has to read its octets.
+"""
+
 _FAULTS: Final = {
     AddressFault.NON_ASCII: reply.NOT_UTF8,
     AddressFault.SOURCE_ROUTE: reply.RELAY_FORM,
@@ -155,9 +160,12 @@ class Session(Refusing):
             self._data(line)
         else:
             word, _, argument = line.partition(b" ")
-            handler = self._COMMANDS.get(word.upper())
+            word = word.upper()
+            handler = self._COMMANDS.get(word)
             if handler is None:
                 self.say(reply.UNKNOWN_COMMAND)
+            elif self.needs_tls and not self.tls and word not in _IN_CLEAR:
+                self.say(reply.NEED_TLS)
             else:
                 handler(self, argument.strip(b" "))
 
