@@ -109,6 +109,9 @@ def _print(outcome: Outcome, purpose: Purpose) -> None:
         typer.echo(f"left out: {example}", err=True)
     for reason, count in sorted(outcome.skipped.items()):
         _line("left out", f"{count} × {reason}")
+    if outcome.twice:
+        some = f": {', '.join(outcome.twice_names)}" if outcome.twice_names else "; --dry-run names them"
+        _line("twice", f"{outcome.twice} addresses stand on two entries, and what is said of both holds{some}")
     found = outcome.difference
     if outcome.counts:
         for what, count in sorted(outcome.counts.items()):

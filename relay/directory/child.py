@@ -67,6 +67,7 @@ class Reader:
                 body = found["outcome"]
                 body["examples"] = tuple(body["examples"])
                 body["readings"] = tuple(body["readings"])
+                body["twice_names"] = tuple(body["twice_names"])
                 self.outcome = Outcome(**body)
             else:
                 self.progress = (str(found["profile"]), int(found["entries"]))

@@ -28,7 +28,7 @@ from relay.directory.placement import unlisted
 from relay.directory.push import Arrival
 from relay.directory.reading import Progress, Reading, read_profile
 from relay.directory.snapshot import Snapshot
-from relay.directory.sources import Collection, Ours, Tally, gather
+from relay.directory.sources import EXAMPLES, Collection, Ours, Tally, gather
 from relay.directory.state import read_state, state_path, write_state
 from relay.directory.whole import Whole
 
@@ -62,6 +62,9 @@ class Outcome:
     difference: dict[str, Any]
     unchanged: bool = False
     held: str = ""
+    twice: int = 0
+    """Addresses on two entries of one directory; what is said of them adds up. ``twice_names``: some, where names are known."""
+    twice_names: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -84,7 +87,8 @@ def synchronise(
     found, refused = Difference(), None
     tally = Tally()
     numbers: dict[str, int] = {}
-    generation = 0
+    generation = twice = 0
+    twice_names: tuple[str, ...] = ()
     try:
         with only_build(config, key) as place:
             path = state_path(place.path)
@@ -101,6 +105,8 @@ def synchronise(
                 whole = Whole(parts, key, names)
                 del parts
                 tally.skipped.update(unlisted(config, whole))
+                twice = len(whole.twice)
+                twice_names = tuple(sorted(names[h] for h in whole.twice if h in names)[:EXAMPLES]) if names else ()
                 old = _in_place(place, known)
                 found = difference(old, whole)
                 before = old.generation if old is not None else 0
@@ -146,7 +152,7 @@ def synchronise(
     return Outcome(
         reason, why, cure, generation, time.monotonic() - began, numbers, dict(tally.skipped),
         tuple(tally.examples), tuple(asdict(reading) for reading in readings), asdict(found),
-        unchanged=found.none,
+        unchanged=found.none, twice=twice, twice_names=twice_names,
     )  # fmt: skip
 
 

@@ -25,14 +25,17 @@ _SHIFT: Final = 64 - _BUCKET_BITS
 class Whole:
     """``hashes`` ascend and are unique, ``kinds`` are places in ``table``; ``names`` as in ``Ledger``."""
 
-    __slots__ = ("_hash", "hashes", "kinds", "names", "table", "times")
+    __slots__ = ("_hash", "hashes", "kinds", "names", "table", "times", "twice")
 
     def __init__(self, parts: Iterable[Collection | Ledger], key: bytes, names: dict[int, str] | None = None) -> None:
         """The parts in their order. Ledgers are empty after it: their memory is needed."""
         self._hash: Final[Callable[[str], int]] = address_hasher(key)
         self.table: list[Kind] = []
         self.names = names
+        self.twice = array("Q")
+        """Addresses that stand on two entries of one directory."""
         hashes, kinds = _buckets("Q"), _buckets("I")
+        directories: set[int] = set()
         ranks: list[tuple[int, str, str, int]] = []
         for place, part in enumerate(parts):
             offset = len(self.table)
@@ -40,6 +43,7 @@ class Whole:
                 self._take(part, hashes, kinds)
                 ranks += [(place, "", "", number) for number in range(offset, len(self.table))]
                 continue
+            directories.add(place)
             self.table += part.table
             # Within a directory no entry is the later one: whatever the server's order, the outcome is to be the same.
             ranks += [(place, e.text, e.next_hop, e.size_limit) for e, _ in part.table]
@@ -55,6 +59,10 @@ class Whole:
             hashes[bucket], kinds[bucket] = array("Q"), array("I")
             of = dict(zip(found, says, strict=True))
             if len(of) != len(found):
+                several = Counter(
+                    (h, place) for h, k in zip(found, says, strict=True) if (place := ranks[k][0]) in directories
+                )
+                self.twice.extend({hashed for (hashed, _), times in several.items() if times > 1})
                 of = self._joined(zip(found, says, strict=True), ranks, joined)
             order = sorted(of)
             self.hashes.extend(order)

@@ -353,6 +353,7 @@ def _told(outcome: Outcome) -> None:
             added=outcome.difference["added"],
             removed=outcome.difference["removed"],
             changed=outcome.difference["changed"],
+            **({"twice": outcome.twice} if outcome.twice else {}),
             servers=" ".join(reading["server"] for reading in outcome.readings),
         )
         for reason, count in outcome.skipped.items():
