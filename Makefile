@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SOAK ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test coverage lint unit bench soak fuzz check-clean lock clean
+.PHONY: help install venv demo test coverage lint unit bench soak fuzz check-clean check-directory lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
@@ -47,6 +47,9 @@ bench-abuse: install ## what clients in the way, broken sessions, an outage and 
 
 bench-directory: install ## full synchronisations of a directory of 10,000 and 100,000 entries
 	@$(PY) bench/directory.py
+
+check-directory: install ## directories of 1,000 to 100,000 entries against the truth (SIZES="1000"), and 100,000 guesses that ask none
+	@PYTHONPATH=. $(PY) tools/check_directory.py $(SIZES)
 
 bench-%: install ## one part of it: bench-compare, -attack, -idle, -memory, -start, -auth, -fsync
 	@$(PY) bench/run.py --part $*

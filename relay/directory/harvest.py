@@ -14,7 +14,7 @@ from relay.config.ldap import LdapProfile
 from relay.directory.presets import EXCHANGE_OWN, Plan
 from relay.directory.snapshot import ACCEPT, EXACT, IMAP, NEEDS_AUTH, RESTRICTED, Entry, exact_key
 from relay.directory.sources import Ours, Skip, Tally
-from relay.mail.address import PLAIN_MAILBOX, AddressFault, Mailbox, parse_mailbox, unquoted
+from relay.mail.address import PLAIN_MAILBOX, AddressFault, Mailbox, parse_utf8_mailbox, unquoted
 from relay.mail.reply import OperatorText, operator_text
 
 _PREFIX: Final = re.compile(r"([A-Za-z][A-Za-z0-9-]*):")
@@ -218,10 +218,10 @@ class Harvest:
             self._tally.skip(Skip.OTHER_KIND)
 
     def _add(self, address: str, entry: Entry) -> None:
-        if _PLAIN(address) is not None:  # what parse_mailbox takes unchanged, nearly all there are
+        if _PLAIN(address) is not None:  # what parse_utf8_mailbox takes unchanged, nearly all there are
             mailbox = Mailbox(address)
         else:
-            parsed = parse_mailbox(address)
+            parsed = parse_utf8_mailbox(address)
             if isinstance(parsed, AddressFault) or "@" not in parsed:
                 self._tally.skip(Skip.SYNTAX)
                 return

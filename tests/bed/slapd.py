@@ -144,6 +144,9 @@ def ad_tree(count: int, seed: int = 1) -> tuple[list[str], Truth]:
         if i % 97 == 13:
             proxies.append(f"smtp:o'brien*(){i}@{domain}".replace("*()", "&"))
             mine.add(f"o'brien&{i}@{domain}")
+        if i % 97 == 14:
+            proxies.append(f"smtp:jörg{i}@{domain}")
+            mine.add(f"jörg{i}@{domain}")
         if i == 40:
             proxies += [f"smtp:many{n}@{DOMAINS['ad'][0]}" for n in range(1600)]
             mine |= {f"many{n}@{DOMAINS['ad'][0]}" for n in range(1600)}
