@@ -300,8 +300,10 @@ class TakeBack(Operation[None]):
         at.unlink.extend(file for key in ours if key in held and (file := held[key].file))
 
 
-class Aside(Operation[None]):
-    """Set entries aside: nobody claims them, nothing of them is deleted."""
+class Aside(Operation[list[int]]):
+    """Set entries aside that we hold: nobody claims them, nothing of them is deleted. The keys of those that were ours: who
+    stood still past a lease may have met what another has finished meanwhile, and nothing is wrong with that.
+    """
 
     __slots__ = ("entries",)
 
@@ -309,9 +311,8 @@ class Aside(Operation[None]):
         super().__init__()
         self.entries = entries
 
-    def perform(self, at: Circumstances) -> None:
-        for key, reason in self.entries:
-            at.run("set_aside", reason, key)
+    def perform(self, at: Circumstances) -> list[int]:
+        return [key for key, reason in self.entries if at.run("set_aside", reason, key, at.holder)]
 
 
 class Void(Operation[tuple[int, list[bytes]]]):

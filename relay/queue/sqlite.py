@@ -357,7 +357,8 @@ class SqliteStore:
             name = QueueId("")
             with suppress(QueueError):
                 name = await self._read(partial(_id_of, key=key))
-                await self._writer.perform(Aside([(key, reason)]))
+                if not await self._writer.perform(Aside([(key, reason)])):
+                    continue
             self._on_aside(SetAside(key, name, reason))
 
     # --- the rest ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from contextlib import closing, suppress
@@ -19,7 +20,7 @@ from relay.config.schema import Queue
 from relay.mail.content import MEMORY_OCTETS, Content
 from relay.mail.envelope import QueueId
 from relay.mail.terms import PLAIN, Terms
-from relay.queue.bodies import file_name
+from relay.queue.bodies import Bodies, file_name
 from relay.queue.layout import Layout, Tuning, WriteLock
 from relay.queue.statements import MIGRATIONS, migration
 from relay.queue.store import Acted, Action, QueueCorrupt, QueueError, QueueFull, Settlement
@@ -299,6 +300,33 @@ async def test_an_entry_without_its_body_file_is_set_aside_and_can_be_mended(dis
     claimed.content.close()
     content.close()
     assert (await store.stats()).corrupt == 0
+
+
+async def test_what_another_has_finished_while_this_one_stood_still_is_nobody_s_damage(disk, monkeypatch):
+    slow, other = await disk.store(slot=0), await disk.store(slot=1)
+    content = large(slow)
+    await slow.put([disk.message("M1", content=content, leased=False)])
+    content.close()
+    stands, goes_on = threading.Event(), threading.Event()
+    open_named = Bodies.open_named
+
+    def stand_still(self: Bodies, name: str) -> int:
+        if self is slow._bodies:  # the one thing a test cannot do from outside: stop between two system calls
+            stands.set()
+            assert goes_on.wait(20)
+        return open_named(self, name)
+
+    monkeypatch.setattr(Bodies, "open_named", stand_still)
+    claim = asyncio.ensure_future(slow.claim(1))
+    await asyncio.to_thread(stands.wait, 20)
+    disk.now += 100.0  # past the lease
+    (claimed,), _ = await other.claim(1)
+    claimed.content.close()
+    assert await other.settle(done(claimed.lease, 0))
+    await eventually(lambda: not bodies(disk))
+    goes_on.set()
+    assert (await claim)[0] == []
+    assert disk.asides == []
 
 
 async def test_one_operation_at_fault_fails_alone(disk):

@@ -147,7 +147,8 @@ UPDATE message SET given_up = 1, waits_for = '', due = ? WHERE key IN (SELECT va
 UPDATE message SET aside = NULL WHERE key IN (SELECT value FROM json_each(?)) AND aside IS NOT NULL
 
 -- name: set_aside
-UPDATE message SET aside = ?, due = NULL, owner = NULL, token = token + 1 WHERE key = ?
+UPDATE message SET aside = ?, due = NULL, owner = NULL, token = token + 1
+WHERE key = ? AND owner = ?
 
 -- name: register_holder
 INSERT INTO holder (name, slot) VALUES (?, ?) RETURNING number
