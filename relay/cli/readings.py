@@ -26,10 +26,10 @@ from relay.directory.child import run, start
 from relay.directory.failure import Reason
 from relay.directory.layout import SnapshotError
 from relay.directory.passwords import read_passwords
-from relay.directory.reading import Look, look
+from relay.directory.reading import INCREMENTAL, Look, look
 from relay.directory.snapshot import inspect
 from relay.directory.state import read_state, state_path, write_state
-from relay.directory.sync import Outcome, Purpose
+from relay.directory.sync import Extent, Outcome, Purpose
 from relay.directory.weak import weaknesses
 
 EXIT_GUARDED: Final = 3
@@ -40,15 +40,23 @@ SHOWN: Final = 20
 
 _WIDTH: Final = 12
 
+FullOption = Annotated[bool, typer.Option("--full", help="Read everything, and not only what changed.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", "-n", help="Read and compare; change nothing.")]
 
 
-def sync(dry_run: DryRunOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def sync(
+    dry_run: DryRunOption = False,
+    full: FullOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
     """Read the directories and sources now and put the result in place; running workers take it within a second.
 
     Exit code: 0 done, 1 could not be read, 3 a guard holds it back.
     """
-    sync_now(load(config, os.environ), Purpose.DRY_RUN if dry_run else Purpose.ASKED, as_json=as_json)
+    purpose = Purpose.DRY_RUN if dry_run else Purpose.ASKED
+    extent = Extent.EVERYTHING if full else Extent.CHANGES
+    sync_now(load(config, os.environ), purpose, extent, as_json=as_json)
 
 
 def accept(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
@@ -59,10 +67,10 @@ def accept(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     sync_now(loaded, Purpose.ACCEPT, as_json=as_json)
 
 
-def sync_now(loaded: Config, purpose: Purpose, *, as_json: bool) -> None:
+def sync_now(loaded: Config, purpose: Purpose, extent: Extent = Extent.CHANGES, *, as_json: bool) -> None:
     """Read, print, and end with the exit code. Raises CommandFailed."""
     try:
-        reader = start(loaded, read_passwords(loaded, os.environ), purpose)
+        reader = start(loaded, read_passwords(loaded, os.environ), purpose, extent=extent)
     except (SnapshotError, OSError) as error:
         raise CommandFailed(f"nothing was read: {error}") from None
     show = _Progress()
@@ -102,7 +110,7 @@ class _Progress:
 
 def _print(outcome: Outcome, purpose: Purpose) -> None:
     for reading in outcome.readings:
-        _line("read", f"{reading['entries']} entries of {reading['profile']} from {reading['server']}")
+        _line("read", f"{reading['entries']} entries of {reading['profile']} from {reading['server']}{_how(reading)}")
         for failed in reading["failed"]:
             _line("", f"before that: {failed}")
     for example in outcome.examples:
@@ -136,6 +144,11 @@ def _print(outcome: Outcome, purpose: Purpose) -> None:
         typer.echo(f"       {outcome.cure}", err=True)
     elif outcome.generation:
         _line("generation", f"{outcome.generation}, after {outcome.seconds:.1f} s")
+
+
+def _how(reading: dict[str, Any]) -> str:
+    """Whether all of them were read, in words."""
+    return f", {reading['changed']} of them new, changed or gone" if reading["kind"] == INCREMENTAL else ""
 
 
 def trial(
@@ -267,6 +280,8 @@ def remembered(config: Config, now: float) -> dict[str, Any]:
         "reason": state.reason,
         "why": state.why,
         "cure": state.cure,
+        "kind": state.kind,
+        "seconds": state.seconds,
         "held": state.held,
         "refused": state.refused,
         "failures": state.failures,
@@ -281,7 +296,11 @@ def remembered_lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         days = f", its certificate ends in {(expires - time.time()) / 86400:.0f} days" if expires else ""
         yield "directory", f"{name}: {reading['entries']} entries from {reading['server']}{days}"
     since = found["since_success_s"]
-    yield "last read", "never" if since is None else f"{since:.0f} s ago"
+    took = f", {found['kind']}, in {found['seconds']:.1f} s" if found["kind"] else ""
+    yield "last read", "never" if since is None else f"{since:.0f} s ago{took}"
+    for name, reading in found["profiles"].items():
+        if reading.get("why") and reading["why"] != "asked for":
+            yield "", f"{name} was read in full: {reading['why']}"
     if found["reason"]:
         yield "not taken", f"{found['reason']}: {found['why']}"
         yield "", found["cure"]

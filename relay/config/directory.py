@@ -90,6 +90,9 @@ class Directory(Section):
     """Folders into which the inside drops signed snapshots, for a host that has no way to the directory."""
     sync_s: Annotated[float, Field(ge=1, le=DAY_S)] = 900.0
     """Time between two readings of the directories, seconds; varies by a tenth, so that relays do not ask in step."""
+    full_every_s: Annotated[float, Field(ge=0, le=30 * DAY_S)] = DAY_S / 4
+    """Between two readings of everything, seconds; those between them read what changed, where the server lets that be told.
+    0: everything each time."""
     sync_timeout_s: Annotated[float, Field(ge=1, le=DAY_S)] = 600.0
     """A reading that takes longer is broken off, seconds."""
     max_age_s: Annotated[float, Field(ge=1, le=30 * DAY_S)] = DAY_S

@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 
 from relay.config.schema import Config
 from relay.directory.failure import Reason
-from relay.directory.sync import Outcome, Purpose, failed, synchronise
+from relay.directory.sync import Extent, Outcome, Purpose, failed, synchronise
 
 WORDS_OCTETS: Final = 1 << 22
 """Most that a child says: an outcome names up to 2,000 addresses."""
@@ -87,9 +87,15 @@ class Reader:
         return os.waitpid(self.pid, 0)[1]
 
 
-def start(config: Config, passwords: Mapping[str, str], purpose: Purpose, key: bytes = b"") -> Reader:
+def start(
+    config: Config,
+    passwords: Mapping[str, str],
+    purpose: Purpose,
+    key: bytes = b"",
+    extent: Extent = Extent.CHANGES,
+) -> Reader:
     """Begin a reading in a process of its own. Raises OSError."""
-    return start_body(lambda progress: synchronise(config, passwords, purpose, time.time(), progress, key))
+    return start_body(lambda progress: synchronise(config, passwords, purpose, time.time(), progress, key, extent))
 
 
 def start_body(body: Body) -> Reader:

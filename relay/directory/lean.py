@@ -160,9 +160,13 @@ class Lean:
                 found[value[5:] if value[:5] == b"smtp:" else value] = kind
             if at != stop:
                 return False
-        number = unique.number(key)
-        if number < 0 or not unique.note(stamp):
-            return False
+        number = 0
+        if not key or not stamp:
+            unique.missing += 1
+        else:
+            number = unique.number(key)
+            if number < 0 or not unique.note(stamp):
+                return False
         ledger, fresh, of = self._ledger, self._fresh, int.from_bytes
         add = ledger.hashes.append
         for address in found:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from relay.config.schema import Config
+from relay.directory.asking import Progress
 from relay.directory.build import day_of
 from relay.directory.guard import Difference, judge
 from relay.directory.key import new_key
 from relay.directory.layout import SnapshotError
-from relay.directory.reading import Progress, read_profile
+from relay.directory.reading import read_profile
 from relay.directory.sources import Collection, Tally, gather
 from relay.directory.whole import Whole
 
@@ -24,8 +25,8 @@ def everything(
     collection, tally = gather(config, day_of(now))
     key = new_key()  # of this run: what is sent has names in it
     for profile in config.directory.readings:
-        one, _ = read_profile(config, profile, passwords[profile.name], tally, progress, key, {})
-        for address, entry in one.named():
+        came = read_profile(config, profile, passwords[profile.name], tally, progress, key, {})
+        for address, entry in came.ledger.named():
             collection.add(address, entry)
     directory = config.directory
     refused = judge(Difference(), Whole([collection], key), directory.canaries, directory.restricted_canaries, 1.0, 0)

@@ -1,4 +1,4 @@
-"""Owns: reading whole profiles: which server, which groups, and that one reading never mixes two servers (row D3).
+"""Owns: reading profiles: which server, all entries or what changed, and that one reading never mixes two servers (row D3).
 
 Raises LdapFailure when no server could be read to the end; then nothing of what came counts. Must not build a snapshot.
 """
@@ -6,28 +6,22 @@ Raises LdapFailure when no server could be read to the end; then nothing of what
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.config.ldap import LdapProfile, LdapServer
 from relay.config.schema import Config
-from relay.directory.connection import SCOPES, Connection, Steps
-from relay.directory.failure import MENDS_ELSEWHERE, LdapFailure, Reason
-from relay.directory.harvest import Harvest, Members, dn_key
-from relay.directory.lean import Lean
+from relay.directory.asking import Job, Progress
+from relay.directory.connection import Connection, Steps
+from relay.directory.failure import MENDS_ELSEWHERE, LdapFailure
+from relay.directory.incremental import Full, update
+from relay.directory.kept import Kept
 from relay.directory.ledger import Ledger
-from relay.directory.presets import Plan, plan
-from relay.directory.sources import Ours, Tally
-from relay.directory.unique import Unique
+from relay.directory.marks import Mark, breaks, stands
+from relay.directory.sources import Tally
 
-PROGRESS_ENTRIES: Final = 1000
-"""How often a reading says how far it is."""
-GROUPS: Final = 100_000
-"""Most groups followed from the chosen ones; groups within groups may form circles, which end by themselves."""
-
-Progress = Callable[[str, int], None]
-"""Name of the profile, and how many entries have come."""
+FULL: Final = "full"
+INCREMENTAL: Final = "incremental"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +37,23 @@ class Reading:
     certificate_expires: float | None
     failed: tuple[str, ...]
     """What was wrong with servers asked before."""
+    kind: str = "full"
+    """``full`` or ``incremental``."""
+    changed: int = 0
+    """Entries that came or went."""
+    why: str = ""
+    """Why it was a full one; empty when it was not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A profile's ledger as it is now, how it was read, and where the directory stood before."""
+
+    ledger: Ledger
+    reading: Reading
+    mark: Mark
+    skipped: dict[str, int]
+    """What was left out at the last full one, by reason."""
 
 
 def read_profile(
@@ -53,19 +64,22 @@ def read_profile(
     progress: Progress,
     key: bytes,
     names: dict[int, str] | None = None,
-) -> tuple[Ledger, Reading]:
-    """Every entry of one server, the first that can be read to its end. Raises LdapFailure.
+    kept: Kept | str = "asked for",
+) -> Came:
+    """One server's entries, of the first that can be read to its end. Raises LdapFailure.
 
-    ``key`` hashes the addresses; ``names`` is filled with them where it is given.
+    ``key`` hashes the addresses; ``names`` is filled with them where it is given. ``kept``: from where to go on, which is
+    changed then; or why everything has to be read.
     """
     failures: list[LdapFailure] = []
     for server in profile.targets():
         began = time.monotonic()
-        attempt, left_out = Ledger(key, names), Tally()
+        left_out = Tally()
         try:
             connection = Connection(profile, server, password)
             try:
-                harvest = _harvest(config, profile, connection, attempt, left_out, progress, key)
+                one = _One(config, profile, connection, left_out, progress, key, names)
+                ledger, mark, changed, why = one.read(kept)
             finally:
                 connection.close()
         except LdapFailure as failure:
@@ -73,15 +87,54 @@ def read_profile(
             if failure.reason not in MENDS_ELSEWHERE:
                 break
             continue
-        tally.skipped.update(left_out.skipped)
+        skipped = kept.skipped if not why and not isinstance(kept, str) else dict(left_out.skipped)
+        tally.skipped.update(skipped)
         expires = connection.certificate.expires if connection.certificate else None
-        seconds = time.monotonic() - began
-        said = tuple(map(str, failures))
-        counted = connection.counted
-        return attempt, Reading(
-            profile.name, server.url, harvest.entries, counted.pages, harvest.used, seconds, expires, said
-        )
+        return Came(ledger, Reading(
+            profile.name, server.url, len(ledger.keys), connection.counted.pages, len(ledger.hashes),
+            time.monotonic() - began, expires, tuple(map(str, failures)), FULL if why else INCREMENTAL, changed, why,
+        ), mark, skipped)  # fmt: skip
     raise LdapFailure(failures[0].reason, "; ".join(map(str, failures)))
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """One server on its way into a ledger."""
+
+    config: Config
+    profile: LdapProfile
+    connection: Connection
+    tally: Tally
+    progress: Progress
+    key: bytes
+    names: dict[int, str] | None
+
+    def read(self, kept: Kept | str) -> tuple[Ledger, Mark, int, str]:
+        """The ledger, where it stands, how many entries came or went, and why all of them were read: empty when not."""
+        job = self._job()
+        mark = stands(self.connection, job.base, job.members, is_ad=job.plan.is_ad)
+        why = kept if isinstance(kept, str) else breaks(kept.mark, mark)
+        if not isinstance(kept, str) and not why:
+            try:
+                changed = update(job, kept.ledger, kept.mark, mark)
+                return kept.ledger, replace(mark, newest=max(kept.mark.newest, job.newest)), changed, ""
+            except Full as reason:
+                why = str(reason)
+                self.tally.skipped.clear()
+                job = self._job()
+        job.gather()
+        job.prove()
+        ledger = job.ledger
+        mark = replace(mark, newest=job.newest)
+        if not mark.why and (job.unique.missing or len(set(ledger.keys)) != len(ledger.keys)):
+            mark = Mark(
+                why=f"{job.unique.key_attribute} and {job.unique.stamp_attribute} may not be read of every entry"
+            )
+        return ledger, mark, len(ledger.keys), mark.why or why
+
+    def _job(self) -> Job:
+        ledger = Ledger(self.key, self.names)
+        return Job(self.config, self.profile, self.connection, ledger, self.tally, self.progress, self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +159,10 @@ def look(config: Config, profile: LdapProfile, server: LdapServer, password: str
         try:
             tally = Tally()
             ledger, size = Ledger(b""), profile.page_size
-            harvest = _harvest(config, profile, connection, ledger, tally, lambda _, __: None, b"", size)
+            job = Job(config, profile, connection, ledger, tally, lambda _, __: None, b"")
+            job.gather(most=size)
+            job.prove()
+            harvest = job.harvest
             left_out = "".join(f", {count} × {reason}" for reason, count in tally.skipped.most_common(3))
             said = f"{harvest.entries} entries below {connection.base()} give {harvest.used} addresses{left_out}"
             steps.passed("search", said)
@@ -117,105 +173,3 @@ def look(config: Config, profile: LdapProfile, server: LdapServer, password: str
         step = next((name for name in STEPS if name not in done), "search")
         return Look(profile.name, server.url, tuple(steps.done), step, failure)
     return Look(profile.name, server.url, tuple(steps.done))
-
-
-def _harvest(
-    config: Config,
-    profile: LdapProfile,
-    connection: Connection,
-    ledger: Ledger,
-    tally: Tally,
-    progress: Progress,
-    key: bytes,
-    most: int = 0,
-) -> Harvest:
-    """``most``: stop after so many entries, to look and not to take; 0 for all of them."""
-    made = plan(profile, config.directory.restriction_attribute)
-    ours = Ours.of(config)
-    base = connection.base()
-    if connection.server.is_global_catalogue:
-        _check_partial_set(connection, connection.server, made)
-    members = _members(connection, base, made, profile.groups) if profile.groups else None
-    restricted = _members(connection, base, made, profile.restriction_groups) if profile.restriction_groups else None
-    harvest = Harvest(profile, made, ours, ledger, tally, members, restricted)
-    unique = Unique(is_ad=made.is_ad)
-    wanted = [*made.attributes, unique.key_attribute, unique.stamp_attribute]
-    if members is not None or restricted is not None:
-        wanted += [made.user_name, "primarygroupid"] if made.is_ad else [made.user_name]
-    take = Lean(harvest, ledger, key, unique).take if harvest.plain and not most else None
-    progress(profile.name, 0)
-    said = PROGRESS_ENTRIES
-    compiled = connection.compiled(made.filter)
-    for found in connection.pages(base, SCOPES[profile.scope], compiled, wanted, take):
-        if found is not None:
-            dn, attributes = found
-            harvest.add(dn, attributes)
-            ledger.end_row(unique.of(attributes))
-        if harvest.entries >= said:
-            progress(profile.name, harvest.entries)
-            said = harvest.entries + PROGRESS_ENTRIES
-        if harvest.entries == most:
-            break
-    progress(profile.name, harvest.entries)
-    if not harvest.entries:
-        raise LdapFailure(Reason.EMPTY, f"nothing under {base} fits {made.filter}", connection.server.url)
-    if not harvest.used:
-        reason, count = next(iter(tally.skipped.most_common(1)), ("", 0))
-        because = f" ({count} × {reason})" if count else ""
-        raise LdapFailure(
-            Reason.EMPTY, f"{harvest.entries} entries give no usable address{because}", connection.server.url
-        )
-    return harvest
-
-
-def _members(connection: Connection, base: str, made: Plan, chosen: list[str]) -> Members:
-    """Everyone in the chosen groups and in groups within them (row R10). Raises LdapFailure when one is not there."""
-    every: dict[str, str] = {}
-    for found in connection.pages(base, SCOPES["sub"], connection.compiled(made.groups), ["1.1"]):
-        if found is not None:
-            every[dn_key(found[0])] = found[0]
-    names: set[str] = set()
-    users: set[str] = set()
-    primary: set[str] = set()
-    waiting = list(chosen)
-    seen = {dn_key(dn) for dn in chosen}
-    asked = [*made.membership, "objectsid"] if made.is_ad else list(made.membership)
-    while waiting:
-        dn = waiting.pop()
-        read = connection.read(dn, asked)
-        if read is None:
-            raise LdapFailure(Reason.BASE, f"there is no group {dn}, or it may not be read", connection.server.url)
-        group = connection.whole(dn, read)
-        if sid := group.get("objectsid"):
-            primary.add(str(int.from_bytes(sid[0][-4:], "little")))  # the RID, what primaryGroupID holds
-        users.update(value.decode("utf-8", "replace").lower() for value in group.get("memberuid", ()))
-        for name in ("member", "uniquemember"):
-            for raw in group.get(name, ()):
-                member = raw.decode("utf-8", "replace")
-                key = dn_key(member)
-                names.add(key)
-                if key in every and key not in seen and len(seen) < GROUPS:
-                    seen.add(key)
-                    waiting.append(every[key])
-    return Members(frozenset(names), frozenset(users), frozenset(primary))
-
-
-def _check_partial_set(connection: Connection, server: LdapServer, made: Plan) -> None:
-    """A global catalogue has not every attribute: one that is absent there would read as "not restricted" (row D5)."""
-    schema = connection.root.get("schemanamingcontext")
-    if not schema:
-        return
-    asked = "".join(f"(lDAPDisplayName={name})" for name in made.attributes)
-    compiled = connection.compiled(f"(&(objectClass=attributeSchema)(isMemberOfPartialAttributeSet=TRUE)(|{asked}))")
-    found = {
-        value.decode("ascii", "replace").lower()
-        for one in connection.pages(schema[0].decode(), SCOPES["sub"], compiled, ["lDAPDisplayName"])
-        for value in (one[1].get("ldapdisplayname", ()) if one is not None else ())
-    }
-    if missing := [name for name in made.attributes if name not in found]:
-        raise LdapFailure(
-            Reason.RIGHTS,
-            f"the global catalogue has no {', '.join(missing)}: ask port 636 or 389 of each domain, "
-            "or add them to the partial attribute set",
-            server.url,
-        )

@@ -34,6 +34,12 @@ class State:
     failures: dict[str, int] = field(default_factory=dict)
     """Readings that were not taken, by reason."""
     successes: int = 0
+    kind: str = ""
+    """Of the last reading that was taken: ``full`` or ``incremental``."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """Readings taken, by kind."""
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds of the last one taken, by kind."""
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: server, entries, addresses, seconds, certificate_expires, failed."""
 
@@ -42,11 +48,12 @@ class State:
         counted = {**self.failures, reason: self.failures.get(reason, 0) + 1}
         return replace(self, tried=now, reason=reason, why=why, cure=cure, refused=refused, failures=counted)
 
-    def taken(self, now: float, seconds: float, profiles: dict[str, dict[str, Any]]) -> State:
+    def taken(self, now: float, seconds: float, profiles: dict[str, dict[str, Any]], kind: str) -> State:
         """After a reading that is in place."""
         return replace(
             self, tried=now, succeeded=now, seconds=seconds, reason="", why="", cure="", refused={}, held="",
-            successes=self.successes + 1, profiles=profiles,
+            successes=self.successes + 1, profiles=profiles, kind=kind, kinds={**self.kinds, kind: self.kinds.get(kind, 0) + 1},
+            took={**self.took, kind: seconds},
         )  # fmt: skip
 
 

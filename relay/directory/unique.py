@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Final
 
 _LOW: Final = (1 << 64) - 1
+_MIX: Final = 0xC7880FF07F40BEF211322F715D3DD1DD
+"""Odd, and else thrown by dice: multiply and shift (Dietzfelbinger) spreads even ids that a clock made one after the other."""
 _GUID_OCTETS: Final = 16
 _UUID_OCTETS: Final = 36
 _CSN_OCTETS: Final = 40  # 20261127190501.123456Z#000000#001#000000
@@ -34,7 +36,7 @@ class Unique:
             whole = int.from_bytes(key, "big") if self._is_ad else int(key.replace(b"-", b""), 16)
         except ValueError:
             return -1
-        return (whole >> 64 ^ whole) & _LOW if len(key) == self.octets else -1
+        return whole * _MIX >> 64 & _LOW if len(key) == self.octets else -1
 
     def note(self, stamp: bytes) -> bool:
         """Note a stamp; False for what is none."""
@@ -44,6 +46,11 @@ class Unique:
             return False
         self.newest = max(self.newest, stamp)
         return True
+
+    def filter(self, key: bytes) -> str:
+        """What finds the entry with this id."""
+        value = "".join(f"\\{octet:02x}" for octet in key) if self._is_ad else key.decode("ascii", "replace")
+        return f"({self.key_attribute}={value})"
 
     def of(self, attributes: Mapping[str, list[bytes]]) -> int:
         """The number of an entry that was read the long way; entries without an id or a stamp are counted, and give 0."""

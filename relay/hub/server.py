@@ -349,6 +349,7 @@ def _told(outcome: Outcome) -> None:
             "info",
             "directory_read",
             generation=outcome.generation,
+            kind=outcome.kind,
             seconds=round(outcome.seconds, 3),
             added=outcome.difference["added"],
             removed=outcome.difference["removed"],

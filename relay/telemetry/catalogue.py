@@ -117,8 +117,10 @@ SNAPSHOT_RESTRICTED: Final = Family("relay_snapshot_restricted_senders", "gauge"
 DIRECTORY_AGE: Final = Family(
     "relay_directory_success_age_seconds", "gauge", "Time since the directories were last read and taken"
 )
-DIRECTORY_DURATION: Final = Family("relay_directory_read_seconds", "gauge", "How long the last reading taken took")
-DIRECTORY_READ: Final = Family("relay_directory_readings", "counter", "Readings taken")
+DIRECTORY_DURATION: Final = Family(
+    "relay_directory_read_seconds", "gauge", "How long the last reading taken took", ("kind",)
+)
+DIRECTORY_READ: Final = Family("relay_directory_readings", "counter", "Readings taken", ("kind",))
 DIRECTORY_FAILED: Final = Family("relay_directory_refused_readings", "counter", "Readings not taken", ("reason",))
 DIRECTORY_CERTIFICATE: Final = Family(
     "relay_directory_certificate_seconds", "gauge", "Time until the server's certificate ends", ("directory",)

@@ -245,10 +245,10 @@ def _directory(figures: Figures) -> Iterator[Metric]:
     }
     once = bool(state.succeeded)
     age: dict[tuple[str, ...], float] = {(): max(0.0, figures.taken - state.succeeded)} if once else {}
-    took: dict[tuple[str, ...], float] = {(): state.seconds} if once else {}
+    took: dict[tuple[str, ...], float] = {(kind,): seconds for kind, seconds in state.took.items()}
     yield _gauge(catalogue.DIRECTORY_AGE, age)
     yield _gauge(catalogue.DIRECTORY_DURATION, took)
-    yield _counter(catalogue.DIRECTORY_READ, {(): state.successes})
+    yield _counter(catalogue.DIRECTORY_READ, {(kind,): times for kind, times in state.kinds.items()})
     yield _counter(catalogue.DIRECTORY_FAILED, {(reason,): count for reason, count in state.failures.items()})
     yield _gauge(catalogue.DIRECTORY_CERTIFICATE, ends)
     yield _gauge(catalogue.DIRECTORY_WEAK, figures.insecure)

@@ -48,18 +48,20 @@ _ATTRIBUTES: Final = (
     ("uSNChanged", "integerMatch", _INTEGER),
     ("objectGUID", "octetStringMatch", _OCTETS),
     ("objectSid", "octetStringMatch", _OCTETS),
+    ("invocationId", "octetStringMatch", _OCTETS),
     ("lockoutThreshold", "integerMatch", _INTEGER),
     ("lockOutObservationWindow", "integerMatch", _INTEGER),
     ("msDS-LockoutThreshold", "integerMatch", _INTEGER),
     ("msDS-LockoutObservationWindow", "integerMatch", _INTEGER),
 )
+_ORDER: Final = {"integerMatch": "ORDERING integerOrderingMatch"}
 _CLASSES: Final = ("user", "contact", "group", "publicFolder", "msExchDynamicDistributionList")
 
 
 def _ad_schema() -> str:
     arc = "1.3.6.1.4.1.4203.666.99"
     lines = [
-        f"attributetype ( {arc}.1.{n} NAME '{name}' EQUALITY {rule} SYNTAX {syntax} )"
+        f"attributetype ( {arc}.1.{n} NAME '{name}' EQUALITY {rule} {_ORDER.get(rule, '')} SYNTAX {syntax} )"
         for n, (name, rule, syntax) in enumerate(_ATTRIBUTES)
     ]
     names = " $ ".join(name for name, _, _ in _ATTRIBUTES)

@@ -178,7 +178,9 @@ def test_a_directory_that_is_back_is_read_without_help(relay: RelayRunner, serve
 
 
 def test_metrics_say_how_readings_go_and_the_check_what_is_weak(relay: RelayRunner) -> None:
-    relay.wait_for_metric("relay_directory_readings_total", 1)
+    relay.wait_for_metric("relay_directory_readings_total", 1, kind="full")
+    relay.wait_for_metric("relay_directory_readings_total", 1, kind="incremental")
+    assert relay.metric("relay_directory_read_seconds", kind="incremental") > 0
     assert relay.metric("relay_directory_refused_readings_total", reason="refused") >= 1
     assert relay.metric("relay_directory_insecure", directory="openldap") == 0
     assert relay.metric("relay_directory_certificate_seconds", directory="openldap") > 86400
