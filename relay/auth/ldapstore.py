@@ -36,6 +36,8 @@ SECRETS_MAX: Final = 8
 CHANGED: Final = ("pwdlastset", "pwdchangedtime", "modifytimestamp")
 """What changes with the password; the first that an entry has counts (Active Directory, ppolicy, everything)."""
 _DISABLED: Final = 2  # userAccountControl, ADS_UF_ACCOUNTDISABLE
+NAME_MAX: Final = 256
+"""Longest name of an account, characters; Active Directory's have 20, or 1024 octets as UPN that nobody uses."""
 POLICY_S: Final = 3600.0
 """How often the directory is asked when it locks accounts."""
 
@@ -215,7 +217,10 @@ class LdapStore:
         for attribute in self._addresses:
             for raw in attributes.get(attribute, ()):
                 owned |= self._owned(raw)
-        return Account(first_text(attributes, self._account).strip() or login.user, frozenset(owned))
+        name = first_text(attributes, self._account).strip()
+        if not name.isprintable() or len(name) > NAME_MAX:  # it goes to logs and headers
+            name = ""
+        return Account(name or login.user.lower(), frozenset(owned))
 
     def _owned(self, raw: bytes) -> set[Mailbox]:
         try:

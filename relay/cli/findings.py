@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from relay.cli import machine, reachable
+from relay.cli import machine, reachable, stored
 from relay.cli.certificate import CertificateFault, covers, distrust, examine
 from relay.cli.grade import Finding, Grade
 from relay.config.addresses import split_address
@@ -53,6 +53,7 @@ def findings(config: Config, problems: list[Problem], *, offline: bool) -> list[
         *machine.clock(config),
         *_snapshot(config),
         *_directories(config),
+        *stored.stores(config),
         *_domains(config),
         *_overrides(config),
         *_routes(config),

@@ -139,6 +139,9 @@ def test_mechanisms_a_store_cannot_verify_are_an_error_unless_set_by_hand(
     assert done.returncode == 2
     assert "auth.mechanisms[0]: CRAM-MD5 cannot be verified by local (account ann)" in done.stderr
     relay.configure({"auth": {"by_hand": True}})
+    told = relay.command("check", "--offline").stdout
+    assert "CRAM-MD5 is offered by hand, and cannot be verified by local (account ann)" in told
+    assert "1 of 2 accounts have a password in clear or for CRAM-MD5" in told
     relay.start()
     with session(relay, authority) as client:
         assert client.extensions["AUTH"] == "CRAM-MD5 PLAIN"
