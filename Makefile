@@ -61,6 +61,9 @@ fuzz: venv ## a million random command lines and 100,000 bodies against the sess
 	$(PY) -m tests.fuzz $(if $(SEED),--seed $(SEED))
 	FUZZ_GROUPS=3000 $(PY) -m pytest -q tests/dialogue/test_fuzz.py
 
+look: install ## what nmap, sslscan, testssl.sh find when they look at the relay; some two minutes
+	@$(PY) -m tests.external.look
+
 check-clean: ## demo and test in a fresh clone on a bare Debian root (root; debootstrap)
 	@tools/bootstrap --with debootstrap=debootstrap
 	@tools/check-clean

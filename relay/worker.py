@@ -316,7 +316,9 @@ def _keep_heap() -> None:
 def _tls(config: Config, secrets: Secrets) -> ssl.SSLContext | None:
     if not secrets.tls_certificate:
         return None
-    return server_context(secrets.tls_certificate, secrets.tls_key, config.tls.minimum_version, secrets.tls_named)
+    return server_context(
+        secrets.tls_certificate, secrets.tls_key, config.tls.minimum_version, config.tls.ciphers, secrets.tls_named
+    )
 
 
 def _factory(listener: Listener) -> Callable[[], Session | Proxied]:

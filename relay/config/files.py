@@ -27,6 +27,14 @@ def check_files(config: Config, origin: Origin = NOWHERE) -> list[Problem]:
 
 
 def _tls(config: Config) -> Iterator[Fault]:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(config.tls.ciphers)
+    except ssl.SSLError:
+        yield Fault(
+            ("tls", "ciphers"),
+            f'"{config.tls.ciphers}" chooses no cipher suite',
+            "write it as for: openssl ciphers -v 'ECDHE+AESGCM:ECDHE+CHACHA20'",
+        )
     if config.tls.certificate is not None and config.tls.key is not None:
         yield from _pair(("tls",), config.tls.certificate, config.tls.key)
     for number, entry in enumerate(config.tls.named):

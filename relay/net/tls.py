@@ -102,17 +102,17 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str, what: str) -
 
 
 def server_context(
-    certificate: str, key: str, minimum: Literal["1.2", "1.3"], named: Iterable[Named] = ()
+    certificate: str, key: str, minimum: Literal["1.2", "1.3"], ciphers: str, named: Iterable[Named] = ()
 ) -> ssl.SSLContext:
     """A context for STARTTLS and implicit TLS. ``certificate`` and ``key`` are PEM texts. Raises TlsError.
 
     ``named``: further certificates, for clients that ask for their names (SNI, RFC 6066 §3). Any other name, or none, gets
     the first one: a client that sends mail rarely verifies, and a handshake that fails is mail in the clear.
     """
-    context = _context(certificate, key, minimum, "tls")
+    context = _context(certificate, key, minimum, ciphers, "tls")
     by_name: dict[str, ServerContext] = {}
     for number, (names, chain, its_key) in enumerate(named):
-        other = _context(chain, its_key, minimum, f"tls.named[{number}]")
+        other = _context(chain, its_key, minimum, ciphers, f"tls.named[{number}]")
         other.binding = endpoint_binding(chain)
         for name in names:
             by_name.setdefault(name, other)
@@ -129,12 +129,13 @@ def server_context(
     return context
 
 
-def _context(certificate: str, key: str, minimum: Literal["1.2", "1.3"], what: str) -> ServerContext:
+def _context(certificate: str, key: str, minimum: Literal["1.2", "1.3"], ciphers: str, what: str) -> ServerContext:
     """The ssl module reads files only, so the texts go through an anonymous file in memory: the supervisor alone may
     read the key's file, and no worker needs a name for it.
     """
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if minimum == "1.3" else ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(ciphers)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     _load_pair(context, certificate, key, f"{what}.certificate and {what}.key")
     return context

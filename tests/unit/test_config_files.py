@@ -81,6 +81,15 @@ def test_a_key_of_another_certificate(problems, pair, authority):
     ]
 
 
+def test_suites_that_openssl_does_not_know(problems, pair):
+    assert problems(TLS + 'ciphers = "STRONG"\n') == [
+        (
+            'relay.toml:15: tls.ciphers: "STRONG" chooses no cipher suite; '
+            "write it as for: openssl ciphers -v 'ECDHE+AESGCM:ECDHE+CHACHA20'"
+        )
+    ]
+
+
 def test_a_certificate_file_without_certificate(problems, pair):
     (pair / "certificate.pem").write_text("none")
     (line,) = problems(TLS)
