@@ -61,6 +61,13 @@ def judge(config: Config, address: str, client: str) -> Judged:
         stage=rules.sender.stage.upper() if verdict.kind else "MAIL",
         reply=reply_line(config, verdict.kind or OK_MAIL, mailbox, verdict.text),
         not_enforced=tuple(reply_line(config, s.kind, mailbox, s.text) for s in verdict.shadow if s.kind is not None),
-        facts=snapshot_facts(directory, mailbox),
+        facts={
+            **(
+                {"goes out as": primary}
+                if directory.primaries and (primary := directory.primaries.get(mailbox))
+                else {}
+            ),
+            **snapshot_facts(directory, mailbox),
+        },
         asked=(rule_line(config, transaction.question_of_sender(), mailbox, mailbox),),
     )

@@ -373,6 +373,9 @@ class Senders(Section):
     """Of our own domains only senders whom a rule allows may send: an allow-list instead of a deny-list."""
     hold_queued: bool = True
     """Hold mail in the queue whose sender has been restricted meanwhile, until relay queue release."""
+    rewrite: Literal["off", "envelope"] = "off"
+    """envelope: mail of trusted clients and logins that leaves goes out under the primary address of its sender, as the
+    directory has it. Takes effect with the next reading, and stores primary addresses in clear."""
     own_domains: Annotated[Mode, Field(strict=False)] = Mode.ENFORCE
     """What happens to strangers (neither trusted nor logged in) who name one of our domains as envelope sender."""
     own_domains_from: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []

@@ -17,6 +17,7 @@ from relay.directory.harvest import Harvest, Members, dn_key
 from relay.directory.lean import Lean
 from relay.directory.ledger import Ledger
 from relay.directory.presets import Plan, plan
+from relay.directory.primary import Gathered
 from relay.directory.sources import Ours, Tally
 from relay.directory.unique import Unique
 
@@ -59,7 +60,11 @@ class Job:
             _members(connection, self.base, made, profile.restriction_groups) if profile.restriction_groups else None
         )
         self.members = _digest(members, restricted)
-        self.harvest = Harvest(profile, made, Ours.of(config), ledger, tally, members, restricted)
+        if config.senders.rewrite != "off":
+            ledger.primaries = Gathered(ledger.hash_of)
+        self.harvest = Harvest(
+            profile, made, Ours.of(config), ledger, tally, members, restricted, primaries=ledger.primaries
+        )
         self.unique = Unique(is_ad=made.is_ad)
         self._wanted = [*made.attributes, self.unique.key_attribute, self.unique.stamp_attribute]
         if members is not None or restricted is not None:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from relay.config.ldap import LdapProfile
 from relay.directory.presets import EXCHANGE_OWN, Plan
+from relay.directory.primary import Gathered
 from relay.directory.snapshot import ACCEPT, EXACT, IMAP, NEEDS_AUTH, RESTRICTED, Entry, exact_key
 from relay.directory.sources import Ours, Skip, Tally
 from relay.mail.address import PLAIN_MAILBOX, AddressFault, Mailbox, parse_utf8_mailbox, unquoted
@@ -87,7 +88,9 @@ class Harvest:
         tally: Tally,
         members: Members | None = None,
         restricted: Members | None = None,
+        primaries: Gathered | None = None,
     ) -> None:
+        self._primaries = primaries
         self._profile = profile
         self._plan = self.plan = plan
         mine = ours.of_directories
@@ -134,6 +137,25 @@ class Harvest:
             self.used += len(plain)
         if others:
             self._tally.skipped[Skip.OTHER_KIND] += others
+        if self._primaries is not None:
+            self._note_primary(attributes, self._primaries)
+
+    def _note_primary(self, attributes: Mapping[str, list[bytes]], primaries: Gathered) -> None:
+        """The one that SMTP: in capitals says (Exchange), else the one value of the first attribute without prefixes. Where
+        that is not clear, nobody is renamed.
+        """
+        found: list[str] = []
+        capitals: list[str] = []
+        bare: list[list[str]] = []
+        for name in self._plan.addresses:
+            texts = [raw.decode("utf-8", "replace").strip() for raw in attributes.get(name, ())]
+            bare.append([text for text in texts if _PREFIX.match(text) is None])
+            capitals += [text[5:] for text in texts if text.startswith("SMTP:")]
+            found += [*bare[-1], *(text[5:] for text in texts if text[:5].lower() == "smtp:")]
+        clear = capitals or next(filter(None, bare), [])
+        mine = [one for one in found if _PLAIN(one) is not None and one.rpartition("@")[2].lower() in self._ours]
+        if len(clear) == 1 and clear[0] in mine:
+            primaries.note(clear[0], [one for one in mine if one.lower() != clear[0].lower()])
 
     def judged(self, attributes: Mapping[str, list[bytes]]) -> Entry:
         """What all addresses have in common of an entry of which nothing but this matters; only while ``plain``."""
@@ -149,7 +171,7 @@ class Harvest:
     @property
     def plain(self) -> bool:
         """Whether an entry's attributes say everything, and addresses are compared without regard to case."""
-        return self._members is None and self._restricted is None and not self._sensitive
+        return self._members is None and self._restricted is None and not self._sensitive and self._primaries is None
 
     def _entry(self, dn: str, attributes: Mapping[str, list[bytes]], left_out: str) -> Entry:
         """What all addresses of the entry have in common: whoever may not send by one may not by another (row S2)."""

@@ -123,6 +123,7 @@ def _digest(config: Config, profile: LdapProfile) -> str:
     said = {
         "form": FORM,
         "profile": profile.model_dump(mode="json"),
+        "rewrite": config.senders.rewrite,
         "domains": [domain.model_dump(mode="json") for domain in config.domain],
         "directory": config.directory.model_dump(mode="json", exclude={"ldap", "sources", "overrides"}),
         "fields": [field.name for field in fields(Entry)],

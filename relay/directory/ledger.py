@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from relay.directory.key import address_hasher
 from relay.directory.layout import SnapshotError
+from relay.directory.primary import Gathered
 from relay.directory.snapshot import RECORDS, Entry
 
 KINDS: Final = 4 * RECORDS
@@ -38,7 +39,7 @@ def too_many() -> SnapshotError:
 class Ledger:
     """Rows. ``names`` maps hashes to addresses where somebody wants to read them; None where nobody does."""
 
-    __slots__ = ("_closed", "_numbers", "hash_of", "hashes", "keys", "kinds", "names", "sizes", "table")
+    __slots__ = ("_closed", "_numbers", "hash_of", "hashes", "keys", "kinds", "names", "primaries", "sizes", "table")
 
     def __init__(self, key: bytes, names: dict[int, str] | None = None) -> None:
         self.keys = array("Q")
@@ -49,6 +50,8 @@ class Ledger:
         """For each address its place in ``table``."""
         self.table: list[Kind] = []
         self.names = names
+        self.primaries: Gathered | None = None
+        """Which addresses are primary ones, where somebody wants to know."""
         self.hash_of: Final[Callable[[str], int]] = address_hasher(key)
         self._numbers: dict[Kind, int] = {}
         self._closed = 0
@@ -119,6 +122,11 @@ class Ledger:
         self.sizes += other.sizes
         self.hashes += other.hashes
         self.kinds.extend(map(numbers.__getitem__, other.kinds))
+        if other.primaries is not None:
+            if self.primaries is None:
+                self.primaries = other.primaries
+            else:
+                self.primaries.merge(other.primaries)
         self._closed = len(self.hashes)
 
     def adopt(self, table: Iterable[Kind], *columns: bytes | memoryview) -> None:

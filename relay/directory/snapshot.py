@@ -34,6 +34,8 @@ from typing import Any, Final, Literal, NamedTuple
 from relay.directory.answers import Answers
 from relay.directory.key import address_state, key_id
 from relay.directory.layout import Header, Image, SnapshotError, read
+from relay.directory.primary import Primaries, path_of
+from relay.directory.primary import load as load_primaries
 from relay.mail.reply import OperatorText, operator_text
 from relay.mail.ruling import Ruling, parse_ruling
 
@@ -323,7 +325,7 @@ class Directory:
     Reading them is safe while another thread refreshes.
     """
 
-    __slots__ = ("_key", "_path", "_previous", "_tried", "answers", "refused", "snapshot", "stale")
+    __slots__ = ("_key", "_path", "_previous", "_tried", "answers", "primaries", "refused", "snapshot", "stale")
 
     def __init__(self, path: Path, key: bytes) -> None:
         """Take the current generation, or the previous one when the current one cannot be used. Never raises."""
@@ -336,6 +338,8 @@ class Directory:
         self.stale = False
         self.answers: Final = Answers()
         """What next hops said, for domains with recipients = "callout"."""
+        self.primaries: Primaries | None = None
+        """Which addresses stand for which primary ones; None unless senders are rewritten (``senders.rewrite``)."""
         self.refresh()
 
     def note_age(self, now: float, max_age_s: float | None) -> None:
@@ -370,6 +374,8 @@ class Directory:
                     found = None
         if found is not None:
             self.snapshot = found
+            path = path_of(self._path)
+            self.primaries = load_primaries(path, self._key) if path.exists() else None
         # The previous generation matters only as long as there is no other.
         self._tried = (seen[0], seen[1] if self.snapshot is None else None)
         if found is None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from relay.config.ldap import LdapProfile
 from relay.config.schema import Config
-from relay.directory import history, push
+from relay.directory import history, primary, push
 from relay.directory import names as named
 from relay.directory.asking import Progress
 from relay.directory.build import Place, day_of, only_build, origin, replace_whole
@@ -28,6 +28,7 @@ from relay.directory.key import new_key
 from relay.directory.layout import SnapshotError
 from relay.directory.ledger import Ledger
 from relay.directory.placement import unlisted
+from relay.directory.primary import Gathered
 from relay.directory.push import Arrival
 from relay.directory.reading import FULL, INCREMENTAL, Reading, read_profile
 from relay.directory.snapshot import Snapshot
@@ -160,6 +161,7 @@ class _Run:
         self.tally = Tally()
         self.readings: list[Reading] = []
         self.found = Difference()
+        self._primaries: list[Gathered] = []
         self.twice = 0
         self.twice_names: tuple[str, ...] = ()
 
@@ -224,6 +226,8 @@ class _Run:
             came = read_profile(config, profile, password, tally, self._progress, key, names, kept)
             self.readings.append(came.reading)
             parts.append(came.ledger)
+            if came.ledger.primaries is not None:
+                self._primaries.append(came.ledger.primaries)
             if self._purpose is not Purpose.DRY_RUN and not self._always and not came.mark.why:
                 full = self._now if isinstance(kept, str) or came.reading.kind == FULL else kept.full
                 self.written.append(
@@ -242,6 +246,8 @@ class _Run:
             return "asked for"
         if self._always:
             return "names are kept" if self._wants_names else "full_every_s = 0"
+        if self._config.senders.rewrite != "off" and not primary.is_there(self._config, self._key):
+            return "the primary addresses are not there"
         kept = load(self._config, profile, self._key)
         if not isinstance(kept, str) and not 0 <= self._now - kept.full < self._config.directory.full_every_s:
             return "the last full one is full_every_s ago"
@@ -269,6 +275,10 @@ class _Run:
         created = min(self._now, *(arrival.header.created for arrival in arrivals)) if arrivals else self._now
         said = {**origin(config), "counts": self.numbers, "skipped": dict(self.tally.skipped)}
         said["directories"] = config.directory.scheduled_names
+        if config.senders.rewrite == "off":
+            primary.forget(place)
+        else:  # before the snapshot, which is what workers look for
+            primary.save(place, self._key, self._primaries, whole.hashes, self._now)
         same = bool(self._before) and self.found.none
         generation = replace_whole(place, whole, self._key, created, said, new_key=not self._known, unchanged=same)
         named.keep(config, place, generation, whole.named(), self._before if same else None)

@@ -141,6 +141,13 @@ class Refusing(Wire):
             )  # fmt: skip
             self.listener.metrics.shadow(shadow.kind)
 
+    def _goes_out_as(self, transaction: Transaction) -> Mailbox:
+        """The sender for the envelope; that it is another one than the client said is in the log."""
+        sender = transaction.goes_out_as()
+        if sender != transaction.sender:
+            self.listener.log.note("info", "sender_rewritten", sender=transaction.sender, goes_out_as=sender)
+        return sender
+
     def _removed(self, queue_id: QueueId, names: tuple[str, ...]) -> None:
         """Log and count what the header firewall took out, or in mode log what it would have."""
         listener = self.listener

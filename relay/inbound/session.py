@@ -418,7 +418,7 @@ class Session(Refusing):
             return
         envelope = Envelope(
             self._queue_id,
-            transaction.sender,
+            transaction.sender if listener.directory.primaries is None else self._goes_out_as(transaction),
             tuple(transaction.recipients),
             transaction.body_8bit,
             listener.name,

@@ -270,6 +270,13 @@ class Transaction:
             return ACCEPT
         return None if found or self._directory.stale or mailbox[:10].lower() == "postmaster" else recipient.UNKNOWN
 
+    def goes_out_as(self) -> Mailbox:
+        """The sender under which it goes on: the primary address when it is somebody's of ours who writes to others (row R15)."""
+        primaries = self._directory.primaries
+        if primaries is None or not (self.trusted and self.sender and self.leaves):
+            return self.sender
+        return primaries.get(unquoted(self.sender)) or self.sender
+
     @property
     def leaves(self) -> bool:
         """Whether all of it goes to domains that are not our own."""

@@ -150,6 +150,18 @@ def settled(server: Slapd) -> int:
         count = server.searches()
 
 
+def test_what_a_command_reads_is_in_use_although_the_schedule_sleeps(relay: RelayRunner, server: Slapd) -> None:
+    """The schedule is an hour from here on; ``relay directory sync`` is root's, and the hub goes on with what it built."""
+    server.modify(
+        f"dn: uid=asked,{PEOPLE}\nchangetype: add\nobjectClass: inetOrgPerson\nuid: asked\ncn: Asked\nsn: x\n"
+        "mail: asked@example.org\n"
+    )
+    done = relay.command("directory", "sync")
+    assert done.returncode == 0, done.stderr
+    until(relay, "asked@example.org", "250")
+    assert len(list((relay.spool / "directory" / "history").iterdir())) <= 5
+
+
 def test_a_restart_with_the_directory_down_serves_from_disk_and_later_never_says_unknown(
     relay: RelayRunner, server: Slapd
 ) -> None:
