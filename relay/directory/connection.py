@@ -9,7 +9,6 @@ to octet. Must not fail over, nor know what entries mean. Runs in the main threa
 from __future__ import annotations
 
 import importlib
-import select
 import signal
 import socket
 import ssl
@@ -24,13 +23,11 @@ from typing import Any, Final
 from relay.config.ldap import LdapProfile, LdapServer
 from relay.directory import ber
 from relay.directory.failure import LdapFailure, Reason, decoded
+from relay.directory.stream import RECEIVE_OCTETS, TlsStream, received
 from relay.directory.tls import PeerCertificate, certificate_fault, context, shown
 
 Take = ber.Take
 
-RECEIVE_OCTETS: Final = 1 << 18
-_ENOUGH: Final = RECEIVE_OCTETS - (1 << 15)
-"""Less room than this, which no record fills, is not worth a read."""
 PAGES: Final = 1_000_000
 """More pages than any directory has: a server that never ends is broken off."""
 RANGES: Final = 10_000
@@ -137,7 +134,7 @@ class Connection:
                 Reason.FILTERED if len(self._steps.done) < 2 else Reason.SLOW,
                 f"no connection and login within {profile.connect_timeout_s:g} s",
             ) from None
-        self._socket: socket.socket = self._ldap.socket
+        self._socket: socket.socket | TlsStream = self._ldap.socket
         try:
             self.root = self._read_root()
         except LdapFailure:
@@ -214,7 +211,7 @@ class Connection:
                 started = made.start_tls(read_server_info=False)
             except ldap3.core.exceptions.LDAPExceptionError as error:
                 raise self._fault or self._failure(Reason.TLS, f"StartTLS was refused: {_plain(error)}") from None
-            if not started or not isinstance(made.socket, ssl.SSLSocket):
+            if not started or not isinstance(made.socket, TlsStream):
                 raise self._fault or self._failure(Reason.TLS, "StartTLS was refused")
             self._note_tls(made)
 
@@ -247,9 +244,7 @@ class Connection:
             def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:  # noqa: FBT001, FBT002
                 owner._reached()
                 try:
-                    wrapped = made.wrap_socket(
-                        connection.socket, server_hostname=profile.tls_server_name or server.host
-                    )
+                    wrapped = TlsStream(connection.socket, made, profile.tls_server_name or server.host)
                 except ssl.SSLError as error:
                     owner._fault = certificate_fault(error, server)
                     raise
@@ -452,45 +447,10 @@ class Connection:
             left = until - time.monotonic()
             if left <= 0:
                 raise self._failure(Reason.SLOW, f"a page took longer than {self.profile.page_timeout_s:g} s")
-            more = self._received(min(left, self.profile.answer_timeout_s))
+            more = received(self._socket, self._room, min(left, self.profile.answer_timeout_s))
             if not more:
                 raise self._failure(Reason.LOST, "the server hung up in the middle of an answer")
             data, at = data[at:] + more, 0
-
-    def _received(self, seconds: float) -> bytes:
-        """What is there, or what comes first; empty at the end. Raises TimeoutError and OSError.
-
-        Servers send each entry in a TLS record of its own, and a read gives no more than one: so many are read at a time,
-        into memory that is there, or reading would cost more than understanding.
-        """
-        sock, room, filled = self._socket, self._room, 0
-        sock.settimeout(0)
-        try:
-            while filled < _ENOUGH:
-                try:
-                    count = sock.recv_into(room[filled:])
-                except (BlockingIOError, ssl.SSLWantReadError):
-                    if filled:
-                        break
-                    _wait(sock, select.POLLIN, seconds)
-                    continue
-                except ssl.SSLWantWriteError:
-                    _wait(sock, select.POLLOUT, seconds)
-                    continue
-                if not count:
-                    break
-                filled += count
-        except OSError:
-            if not filled:  # else what came before the break is looked at first, and the break is met again
-                raise
-        return bytes(room[:filled])
-
-
-def _wait(sock: socket.socket, event: int, seconds: float) -> None:
-    poll = select.poll()
-    poll.register(sock, event)
-    if not poll.poll(seconds * 1000):
-        raise TimeoutError
 
 
 def _plain(error: Exception) -> str:

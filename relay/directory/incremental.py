@@ -23,6 +23,9 @@ TOGETHER: Final = 50
 """Ids in one filter: some two kilobytes of it."""
 
 
+_TAIL_OCTETS: Final = 32
+
+
 class Full(Exception):
     """Everything has to be read; the text says why."""
 
@@ -36,7 +39,8 @@ def update(job: Job, ledger: Ledger, old: Mark, new: Mark) -> int:
     listed = _listed(job)
     known = set(ledger.keys)
     changed = set(fresh.keys)
-    strange = set(listed) - known - changed
+    here = set(listed)
+    strange = here - known - changed
     if strange:
         if len(strange) > NEW:
             raise Full(f"{len(strange)} entries are there that were not, and did not change")
@@ -45,9 +49,8 @@ def update(job: Job, ledger: Ledger, old: Mark, new: Mark) -> int:
         changed = set(fresh.keys)
     if job.unique.missing or len(changed) != len(fresh.keys):
         raise Full("entries have ids that are not their own, or that may not be read")
-    gone = (known | changed).difference(listed)
-    fresh.drop(gone & changed)
-    dropped = ledger.drop(gone | changed)
+    fresh.drop(changed - here)
+    dropped = ledger.drop((known - here) | changed)
     ledger.take(fresh)
     return max(len(changed), dropped)
 
@@ -61,6 +64,8 @@ class _Ids:
         octets, name = unique.octets, unique.key_attribute.encode()
         value = bytes((4, octets))
         self._octets = octets
+        self._tail = b""
+        """How the entries of this server end, up to the id."""
         # The name, and the set of one value in the forms that OpenLDAP and Active Directory write.
         self._tails = tuple(
             bytes((4, len(name))) + name + head + value
@@ -70,8 +75,13 @@ class _Ids:
     def take(self, data: bytes, at: int, end: int) -> bool:
         """For ``Connection.pages``; what has another form goes the long way."""
         start = end - self._octets
-        if not data[max(at, start - 32) : start].lower().endswith(self._tails):
-            return False
+        tail = self._tail
+        if data[start - len(tail) : start] != tail or not tail:
+            tail = data[max(at, start - _TAIL_OCTETS) : start]
+            found = next((len(known) for known in self._tails if tail.lower().endswith(known)), 0)
+            if not found:
+                return False
+            self._tail = tail[-found:]
         number = self._unique.number(data[start:end])
         if number < 0:
             return False

@@ -11,6 +11,7 @@ from hashlib import sha256
 from relay.config.ldap import LdapProfile, LdapServer
 from relay.directory.ber import header
 from relay.directory.failure import LdapFailure, Reason
+from relay.directory.stream import TlsStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ def context(profile: LdapProfile) -> ssl.SSLContext:
     return made
 
 
-def shown(wrapped: ssl.SSLSocket, profile: LdapProfile, server: LdapServer) -> PeerCertificate:
+def shown(wrapped: TlsStream, profile: LdapProfile, server: LdapServer) -> PeerCertificate:
     """What the server showed, its pin checked where the profile has any. Raises LdapFailure."""
-    return pinned(wrapped.getpeercert(binary_form=True), profile, server)
+    return pinned(wrapped.getpeercert(), profile, server)
 
 
 def pinned(der: bytes | None, profile: LdapProfile, server: LdapServer) -> PeerCertificate:
