@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -53,6 +54,7 @@ def findings(config: Config, problems: list[Problem], *, offline: bool) -> list[
         *machine.clock(config),
         *_snapshot(config),
         *_directories(config),
+        *_pushed(config),
         *stored.stores(config),
         *_domains(config),
         *_overrides(config),
@@ -222,6 +224,25 @@ _CHECKED: Final = {
     "none": "every recipient",
     "any": "every recipient",
 }
+
+
+def _pushed(config: Config) -> Iterator[Finding]:
+    """The folders that signed files are dropped into."""
+    for source in config.directory.push:
+        topic, folder = f"push {source.name}", source.folder
+        try:
+            mode = folder.stat().st_mode
+        except OSError as error:
+            hint = f"make it: install -d -o {config.process.hub_user or 'root'} -g GROUP -m 2770 {folder}"
+            yield Finding(Grade.ERROR, topic, f"{folder}: {error.strerror}", hint)
+            continue
+        if not stat.S_ISDIR(mode):
+            yield Finding(Grade.ERROR, topic, f"{folder} is no folder", "name the folder that files are dropped into")
+        elif mode & stat.S_IRWXO:
+            hint = f"chmod o= {folder}"
+            yield Finding(Grade.WARNING, topic, f"every user may enter {folder}, where addresses arrive in clear", hint)
+        else:
+            yield Finding(Grade.OK, topic, f"files are taken from {folder}")
 
 
 def _domains(config: Config) -> Iterator[Finding]:

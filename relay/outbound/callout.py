@@ -28,7 +28,7 @@ from aiosmtplib import SMTP, SMTPException
 
 from relay.config.schema import Config
 from relay.directory.answers import Answers
-from relay.mail.address import Mailbox, domain_of
+from relay.mail.address import Mailbox, ascii_form, domain_of
 from relay.mail.answer import Answer
 from relay.outbound.client import split_text
 from relay.outbound.connect import ConnectFailed, open_client
@@ -155,8 +155,6 @@ class Callout:
     async def _found_out(self, mailbox: Mailbox) -> bool:
         """Raises NoAnswer."""
         lane = await self._lane(mailbox)
-        if not mailbox.isascii():
-            raise NoAnswer("addresses in UTF-8 are not asked for")
         domain = domain_of(mailbox)
         place = lane.name, domain
         now = time.monotonic()
@@ -218,7 +216,8 @@ async def hear(lane: Lane, mailbox: Mailbox, *, probe: bool) -> Heard:
     except ConnectFailed as failed:
         raise Unreachable(f"{lane.name}: {failed.answer.text}") from None
     try:
-        code, enhanced, text = await _say(client, lane, b"MAIL", b"FROM:<>")
+        spelt, words = _spelt(client, lane, mailbox)
+        code, enhanced, text = await _say(client, lane, b"MAIL", b"FROM:<>", *words)
         if code >= 300:
             raise Unreachable(f"{lane.name} refuses the null sender: {code} {enhanced} {text}")
         if probe:
@@ -226,7 +225,7 @@ async def hear(lane: Lane, mailbox: Mailbox, *, probe: bool) -> Heard:
             said = await _say(client, lane, b"RCPT", f"TO:<{stranger}>".encode())
             if _verdict(lane, said):
                 return Heard(anything=True, valid=True, said=f"{said[0]} {said[2]}")
-        said = await _say(client, lane, b"RCPT", f"TO:<{mailbox}>".encode())
+        said = await _say(client, lane, b"RCPT", f"TO:<{spelt}>".encode())
         return Heard(False if probe else None, valid=_verdict(lane, said), said=f"{said[0]} {said[2]}")
     except (SMTPException, OSError) as error:
         raise Unreachable(f"{lane.name}: {str(error) or type(error).__name__}") from None
@@ -235,6 +234,18 @@ async def hear(lane: Lane, mailbox: Mailbox, *, probe: bool) -> Heard:
             await client.execute_command(b"RSET", timeout=lane.command_timeout_s)
             await client.quit(timeout=lane.command_timeout_s)
         client.close()
+
+
+def _spelt(client: SMTP, lane: Lane, mailbox: Mailbox) -> tuple[Mailbox, tuple[bytes, ...]]:
+    """The address as a delivery would write it, and what MAIL says for it (RFC 6531 §3.4). Raises NoAnswer."""
+    if mailbox.isascii():
+        return mailbox, ()
+    if client.supports_extension("smtputf8"):
+        return mailbox, (b"SMTPUTF8",)
+    plain = ascii_form(mailbox)
+    if plain is None:
+        raise NoAnswer(f"{lane.name} knows no SMTPUTF8, and the address needs it")
+    return plain, ()
 
 
 async def _say(client: SMTP, lane: Lane, *words: bytes) -> tuple[int, str, str]:

@@ -135,6 +135,22 @@ def test_what_is_not_about_the_mailbox_proves_nothing(world: World, number: int,
     world.relay.wait_for_log(rf"callout_failed recipient={address}")
 
 
+def test_addresses_in_utf8_are_asked_for_as_they_would_be_delivered(world: World) -> None:
+    def said(recipient: str) -> str:
+        with world.relay.client().open() as client:
+            client.expect("250", "MAIL FROM:<x@elsewhere.example> SMTPUTF8")
+            return str(client.command(f"RCPT TO:<{recipient}>".encode()))
+
+    usual = world.knows.extensions
+    assert said("jörg@call.example.com").startswith("451")
+    world.knows.extensions = (*usual, "SMTPUTF8")
+    try:
+        assert said("jörg@call.example.com").startswith("250")
+    finally:
+        world.knows.extensions = usual
+    assert "MAIL FROM:<> SMTPUTF8" in world.knows.said("MAIL")
+
+
 def test_a_full_mailbox_is_one(world: World) -> None:
     world.knows.on(Step.RCPT, Say("552 5.2.2 mailbox full"), only="full@")
     wait = world.said("full@call.example.com")

@@ -315,6 +315,7 @@ def test_a_running_relay_takes_a_file_as_soon_as_it_is_there(place: Path, inside
         relay.wait_for_log("directory_not_read reason=push")
         assert said("new@example.org").startswith("250")
         assert "inside: 5 entries" in relay.command("directory", "status").stdout
+        assert f"files are taken from {drop}" in relay.command("check").stdout
     finally:
         relay.close()
         hop.close()
