@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -85,42 +86,70 @@ class Strain:
         self._metrics.short_of(what, int(short))
 
 
-class Container:
-    """The memory of the control group (cgroup v2) that the relay runs in; without a limit there is nothing to read."""
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How one version of control groups names what is read: limit, use, and in ``memory.stat`` the cache that can go."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or _own_group()
-        self.limit = self._number("memory.max")
+    limit: str
+    used: str
+    cache: str
+
+
+_V1: Final = Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+_V2: Final = Names("memory.max", "memory.current", "inactive_file ")
+
+
+class Container:
+    """The memory of the control group that the relay runs in, of either version; without a limit there is nothing to read."""
+
+    def __init__(self, group: Path | None = None, names: Names = _V2) -> None:
+        self._group, self._names = (group, names) if group is not None else _own_group()
+
+    @property
+    def limit(self) -> int:
+        """Octets; 0 without a limit, or with one that is beyond the machine."""
+        found = self._number(self._names.limit)
+        return found if found < _machine_octets() else 0
 
     def share(self) -> float:
         """What is in use of the limit, caches that can go not counted; 0 without one."""
-        if not self.limit:
+        limit = self.limit
+        if not limit:
             return 0.0
-        used = self._number("memory.current")
+        used = self._number(self._names.used)
         try:
-            for line in (self._folder / "memory.stat").read_text().splitlines():
-                if line.startswith("inactive_file "):
+            for line in (self._group / "memory.stat").read_text().splitlines():
+                if line.startswith(self._names.cache):
                     used -= int(line.split()[1])
         except (OSError, ValueError):
             return 0.0
-        return used / self.limit
+        return used / limit
 
     def _number(self, name: str) -> int:
         try:
-            return int((self._folder / name).read_text())
+            return int((self._group / name).read_text())
         except (OSError, ValueError):  # no such group, or "max"
             return 0
 
 
-def _own_group() -> Path:
+def _own_group() -> tuple[Path, Names]:
+    """Where this process's memory is counted. A container often sees its own group as the root of all."""
     try:
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            number, _, path = line.split(":", 2)
-            if number == "0":
-                return _CGROUP / path.lstrip("/")
-    except (OSError, ValueError):
-        pass
-    return _CGROUP
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            top, names = _CGROUP, _V2
+        elif "memory" in controllers.split(","):
+            top, names = _CGROUP / "memory", _V1
+        else:
+            continue
+        for group in (top / path.lstrip("/"), top):
+            if (group / names.limit).exists():
+                return group, names
+    return _CGROUP, _V2
 
 
 def _machine_octets() -> int:

@@ -127,15 +127,28 @@ class RelayRunner:
         assert built.returncode == 0, f"relay directory build: {built.stdout}{built.stderr}"
 
     # --- life ---
-    def start(self, *, build: bool = True) -> RelayRunner:
-        """Build the snapshot, run ``relay serve``, return when every listener accepts."""
+    def start(self, *, build: bool = True, under: Sequence[str] = ()) -> RelayRunner:
+        """Build the snapshot, run ``relay serve``, return when every listener accepts.
+
+        ``under``: a command that runs another in its own place, such as prlimit with its options.
+        """
         assert self._process is None, "it runs already"
         if build:
             self.build_directory()
         self.pidfile.unlink(missing_ok=True)
         with self.stderr_file.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "relay", "serve", "--config", self.config_file, "--pidfile", self.pidfile],
+                [
+                    *under,
+                    sys.executable,
+                    "-m",
+                    "relay",
+                    "serve",
+                    "--config",
+                    self.config_file,
+                    "--pidfile",
+                    self.pidfile,
+                ],
                 cwd=ROOT,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
