@@ -211,7 +211,7 @@ def _directories(config: Config) -> Iterator[Finding]:
     for name, server, what in weaknesses(config):
         hint = "use ldaps://, a ca_file or a pin, and an account; relay directory test tries it"
         yield Finding(Grade.WARNING, f"directory {name}", f"{server}: {what}", hint)
-    if config.directory.ldap or config.directory.push:
+    if config.directory.readings or config.directory.push:
         state = read_state(state_path(config.snapshot_path))
         if state.reason:
             yield Finding(Grade.WARNING, "directory", f"the last reading was not taken: {state.why}", state.cure)

@@ -488,7 +488,7 @@ class Config(Section):
     def snapshot_max_age_s(self) -> float | None:
         """From which age on the snapshot is not believed about unknown recipients; None: at any age."""
         directory = self.directory
-        return directory.max_age_s if (directory.ldap or directory.push) and directory.stale == "defer" else None
+        return directory.max_age_s if (directory.readings or directory.push) and directory.stale == "defer" else None
 
     @model_validator(mode="after")
     def _whole(self) -> Config:

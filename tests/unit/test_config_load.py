@@ -284,3 +284,13 @@ def test_the_reference_of_all_keys_is_what_the_schema_says():
     tool = ROOT / "tools/configuration_reference.py"
     done = subprocess.run([sys.executable, tool, "--check"], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == 0
+
+
+def test_a_directory_for_logins_alone_makes_no_snapshot_stale(file):
+    directory = (
+        '[[directory.ldap]]\nname = "ad"\npreset = "exchange"\nservers = ["ldaps://dc1.example.com"]\nrecipients = {}\n'
+    )
+    file.write_text(GOOD + directory.format("true"))
+    assert load(file, {}).snapshot_max_age_s is not None
+    file.write_text(GOOD + directory.format("false"))
+    assert load(file, {}).snapshot_max_age_s is None
