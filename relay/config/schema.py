@@ -317,6 +317,8 @@ class NextHop(Section):
         list[Annotated[Mechanism, Field(strict=False)]], Field(min_length=1, max_length=len(Mechanism))
     ] = [Mechanism.SCRAM_SHA_256, Mechanism.CRAM_MD5, Mechanism.LOGIN, Mechanism.PLAIN]
     """The first one that the next hop offers is used, once. Exchange offers LOGIN."""
+    messages_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Most messages it gets in a minute, over all workers, each of which has its share; 0: no limit."""
 
     @property
     def own_key(self) -> str:

@@ -22,6 +22,7 @@ from relay.mail.answer import Answer, Stage
 from relay.outbound.attempt import Attempt
 from relay.outbound.client import Connection
 from relay.outbound.connect import ConnectFailed, TlsFailed, connect
+from relay.outbound.pace import HELD_BACK, Pace, pace_of
 from relay.outbound.peer import NO_SECRETS, peer_of
 from relay.policy.outcome import classify, classify_foreign
 from relay.policy.route import NextHop
@@ -79,6 +80,7 @@ class Lane:
         self._successes = 0
         self._plain_until = 0.0
         self._secrets = secrets
+        self._pace: Pace | None = None
         self._limit = 1
         self._full_limit = 1
         self.configure(config, live_workers)
@@ -99,11 +101,14 @@ class Lane:
         self._max_failures = delivery.failures
         self._first_retry_s = config.queue.retry_s[0]
         self.peer = peer_of(self.next_hop, config, self._secrets)
+        self._pace = pace_of(self.next_hop, config, live_workers, self.now(), self._pace)
         full = max(1, delivery.concurrency // max(1, live_workers))
         if self._limit >= self._full_limit:
             self._limit = full
         self._full_limit = full
         self._limit = min(self._limit, full)
+        if self._pace is None and self._idle and (self._express or self._queued):
+            self._next_turns(None, self.now())  # there was a pace, and they waited for it
 
     # --- asking for a delivery ---------------------------------------------------------------------------------------------
 
@@ -131,23 +136,45 @@ class Lane:
         """True when an express message finds a slot now or in the next round: at most one waits for each slot."""
         if self.draining or not self.up:
             return False
+        if self._pace is not None and (self._express or self._queued or not self._pace.free(self.now())):
+            return False
         return bool(self._idle) or len(self._express) < self._limit
+
+    def puts_off(self, *, expired: bool) -> Answer | None:
+        """Why queued mail is not to be handed in now, None when it is. ``expired``: it will not be tried again."""
+        if not self.worth_trying or (self.hesitates and not expired):
+            return self.failure()
+        if self._pace is not None and not expired and self._pace.holds(len(self._express) + len(self._queued)):
+            return HELD_BACK
+        return None
+
+    def turn_in_s(self) -> float:
+        """How long until the turn of a message that was held back; each asked for is one of its own."""
+        if self._pace is None:
+            return 0.0
+        now = self.now()
+        return self._pace.book(now, len(self._express) + len(self._queued)) - now
 
     def submit(self, attempt: Attempt, *, express: bool) -> None:
         """Deliver as soon as a connection is free; ``attempt.done`` is called in every case."""
         now = self.now()
-        while self._idle:
+        pace = self._pace
+        may_go = pace is None or (not (self._express or self._queued) and pace.free(now))
+        while self._idle and may_go:
             connection = self._idle.pop()
             if now - connection.opened > self._reuse_s or connection.transport.is_closing():
                 connection.quit()
                 continue
+            if pace is not None:
+                pace.take()
             connection.start(attempt, now)
             return
         if not self.worth_trying:
             attempt.done([self.failure()] * len(attempt.recipients), self.label)
             return
         (self._express if express else self._queued).append(attempt)
-        self._open_more()
+        if may_go:
+            self._open_more()  # otherwise the sweep does, when its turn comes
 
     def withdraw(self, attempt: Attempt) -> bool:
         """Take back an attempt that still waits for a connection; False when it is under way or over."""
@@ -297,7 +324,10 @@ class Lane:
         self._turn = not self._turn
         first, second = (self._express, self._queued) if self._turn else (self._queued, self._express)
         waiting = first or second
-        if waiting:
+        pace = self._pace
+        if waiting and (pace is None or pace.free(now)):
+            if pace is not None:
+                pace.take()
             connection.start(waiting.popleft(), now)
         else:
             connection.idle_since = now
@@ -345,10 +375,19 @@ class Lane:
             c for c in self._idle if now - c.idle_since > self._idle_s or now - c.opened > self._reuse_s
         ]:
             connection.quit()
+        if self._pace is not None and (self._express or self._queued):
+            self._next_turns(self._pace, now)
         # Strangers are probed by mail for them only.
         due = self.retry_at and now >= self.retry_at and self.origin == "route"
         if due and not (self._opening or self._connections or self.draining):
             self._open_one()
+
+    def _next_turns(self, pace: Pace | None, now: float) -> None:
+        """Those whose turn has come go."""
+        while self._idle and (self._express or self._queued) and (pace is None or pace.free(now)):
+            self.released(self._idle.pop())
+        if (pace is None or pace.free(now)) and not self._idle and self.worth_trying:
+            self._open_more()
 
     def probe(self) -> None:
         """Find out whether it is there, unless that is known or being found out."""

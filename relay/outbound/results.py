@@ -23,6 +23,7 @@ from relay.mail.terms import PLAIN, PLAIN_RECIPIENT, RecipientTerms
 from relay.outbound.attempt import Attempt
 from relay.outbound.copies import Copies
 from relay.outbound.lane import Lane
+from relay.outbound.pace import HELD_BACK
 from relay.outbound.reports import Reports, arrival
 from relay.policy.outcome import Outcome, advice, classify
 from relay.policy.retry import next_attempt
@@ -210,6 +211,9 @@ class Results:
         )
 
     def _deferral(self, one: Tried, answer: Answer, lane: Lane | None, now: float, dice: float) -> Deferral:
+        if answer is HELD_BACK and lane is not None:  # its turn, not a failure that makes the next wait longer
+            due = now + lane.turn_in_s()
+            return Deferral(one.number, one.attempts, due, answer.code, answer.enhanced, answer.text, lane.name)
         attempts = one.attempts + 1
         due = next_attempt(attempts, now, self._waits, self._jitter, dice)
         if lane is not None and not lane.up:

@@ -22,6 +22,7 @@ from relay.mail.envelope import Envelope, QueueId
 from relay.mail.terms import PLAIN, some
 from relay.outbound.lane import Lane
 from relay.outbound.lanes import SESSION_STAGES, Lanes
+from relay.outbound.pace import HELD_BACK
 from relay.outbound.results import Judged, Results, Tried, boot_clock, everybody_served, first_tries, owes_report
 from relay.policy.outcome import Outcome, classify
 from relay.policy.route import Action, Route
@@ -340,8 +341,9 @@ class Runner:
                 if not lanes:
                     self._spawn(self._find(delivery, members, route))
                     continue
-            if not lanes[0].worth_trying or (lanes[0].hesitates and not delivery.expired):
-                self._finish_unsent(delivery, members, lanes[0].failure(), lanes[0], route)
+            why_not = lanes[0].puts_off(expired=delivery.expired)
+            if why_not is not None:
+                self._finish_unsent(delivery, members, why_not, lanes[0], route)
                 continue
             QueueAttempt(self, delivery, members, route, lanes).start()
 
@@ -361,8 +363,8 @@ class Runner:
         lanes = await self._lanes.find(route, tried[0].mailbox)
         if isinstance(lanes, Answer):
             self._finish_unsent(delivery, tried, lanes, None)
-        elif not lanes[0].worth_trying or (lanes[0].hesitates and not delivery.expired):
-            self._finish_unsent(delivery, tried, lanes[0].failure(), lanes[0], route)
+        elif (why_not := lanes[0].puts_off(expired=delivery.expired)) is not None:
+            self._finish_unsent(delivery, tried, why_not, lanes[0], route)
         else:
             QueueAttempt(self, delivery, tried, route, lanes).start()
 
@@ -389,7 +391,9 @@ class Runner:
             delivery.envelope, tried, [answer] * len(tried), lane, delivery.content.size, delivery.created, "queue",
             expired=delivery.expired,
         )  # fmt: skip
-        waits_for = "" if route is None or lane is None else self._lanes.waits_for(route, lane)
+        waits_for = ""
+        if route is not None and lane is not None and answer is not HELD_BACK:  # that has a date of its own
+            waits_for = self._lanes.waits_for(route, lane)
         self._spawn(self._settle(delivery, judged, -1, waits_for))
 
     def finish(self, attempt: QueueAttempt, answers: list[Answer], lane: Lane, cell: int) -> None:

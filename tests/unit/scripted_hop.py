@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from relay.config.schema import Config
@@ -148,9 +148,10 @@ class Hop:
         assert self.problems == []
 
 
-def configuration(**delivery: Any) -> Config:
+def configuration(*, next_hop: Sequence[Mapping[str, Any]] = (), **delivery: Any) -> Config:
     return Config.model_validate(
         {
+            "next_hop": list(next_hop),
             "server": {"hostname": "mx.example.com"},
             "listener": [{"name": "mx", "address": "127.0.0.1:25"}],
             "delivery": {"tls": "off", **delivery},

@@ -486,3 +486,49 @@ async def test_a_next_hop_that_is_slow_to_connect_the_first_time_hesitates_and_l
     greet.set()
     await wait_until(lambda: hop.lane.proven)
     assert not hop.lane.hesitates
+
+
+# --- how many in a minute ------------------------------------------------------------------------------------------------
+
+
+def pace(hop: Hop, per_minute: int, workers: int = 1) -> None:
+    table = {"host": hop.lane.next_hop.host, "messages_per_minute": per_minute}
+    hop.lane.configure(configuration(next_hop=[table]), workers)
+
+
+@pytest.mark.parametrize(("per_minute", "workers", "apart_s"), [(60, 1, 1.0), (6, 1, 10.0), (60, 4, 4.0)])
+async def test_a_next_hop_gets_no_more_in_a_minute_than_its_table_says_over_all_workers(
+    hop: Hop, per_minute: int, workers: int, apart_s: float
+) -> None:
+    hop.scripts = [good]
+    hop.stop_the_clock()
+    pace(hop, per_minute, workers)
+    messages = submit(hop, 4, express=False)
+    for served in range(1, 5):
+        await wait_until(lambda: sum(m.result.done() for m in messages) == served)  # noqa: B023 - waited for right here
+        hop.clock += apart_s * 0.9
+        hop.lane.sweep()
+        assert not hop.lane.has_room()
+        await asyncio.wait([m.result for m in messages], timeout=0.02)
+        assert sum(m.result.done() for m in messages) == served
+        hop.clock += apart_s * 0.11
+        hop.lane.sweep()
+    assert [brief(answers) for answers in await all_done(messages)] == [TAKEN] * 4
+
+
+async def test_mail_over_the_rate_gets_turns_one_after_another_and_expired_mail_is_tried_all_the_same(hop: Hop) -> None:
+    hop.scripts = [good]
+    hop.stop_the_clock()
+    pace(hop, 6)
+    [first] = submit(hop, 1, express=False)
+    await all_done([first])
+    assert hop.lane.puts_off(expired=False) is None
+    [waiting] = submit(hop, 1, express=False)
+    why = hop.lane.puts_off(expired=False)
+    assert why is not None
+    assert why.text.startswith("held back")
+    assert hop.lane.puts_off(expired=True) is None
+    assert [round(hop.lane.turn_in_s()) for _ in range(3)] == [20, 30, 40]
+    hop.lane.configure(configuration(), 1)
+    assert hop.lane.puts_off(expired=False) is None
+    assert [brief(answers) for answers in await all_done([waiting])] == [TAKEN]
