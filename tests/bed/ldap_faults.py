@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from tests.bed.ports import free_port
 
 BIND, ENTRY, DONE, EXTENDED = 0x61, 0x64, 0x65, 0x78
+
+
+Start = Literal["clear", "tls", "starttls"]
 
 
 class Break(Exception):
@@ -66,13 +71,18 @@ def answer(message: bytes, operation: int, code: int, text: str = "", controls: 
 class FaultProxy:
     """Sits on a port of its own in front of ``target``; ``act`` may be changed at any time for new connections."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None, start: Start = "clear") -> None:
+        """``start``: with ``tls`` speak TLS from the start, or after StartTLS, or not; ``target`` is asked in clear."""
+        self.start: Start = start
+        self._tls = tls
         self.port: Final = free_port()
         self.act: Act | None = None
         self.act_now: Act | None = None
         """The same for connections that stand already, and before ``act``."""
         self.greeting: Callable[[socket.socket], None] | None = None
         """Done to each new connection instead of everything else."""
+        self.handshake: Callable[[socket.socket], None] | None = None
+        """Done to each new connection instead of TLS."""
         self.connections = 0
         self._target = target
         self._server = socket.create_server(("127.0.0.1", self.port))
@@ -81,8 +91,8 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """For a profile with ``insecure = true``."""
-        return f"ldap://127.0.0.1:{self.port}"
+        """For a profile; without TLS it needs ``insecure = true``."""
+        return f"{'ldaps' if self.start == 'tls' else 'ldap'}://127.0.0.1:{self.port}"
 
     def close(self) -> None:
         """No new connections."""
@@ -101,21 +111,41 @@ class FaultProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as open_ones, contextlib.suppress(OSError):
+            open_ones.enter_context(client)
+            if self._tls is not None and self.start != "clear":
+                if self.start == "starttls":
+                    _take_starttls(client)
+                if self.handshake is not None:
+                    self.handshake(client)
+                    return
+                client = open_ones.enter_context(self._tls.wrap_socket(client, server_side=True))
             if self.greeting is not None:
                 self.greeting(client)
                 return
             with socket.create_connection(("127.0.0.1", self._target)) as server:
-                threading.Thread(target=_copy, args=(client, server), daemon=True).start()
                 try:
-                    self._answers(server, client, self.act)
+                    self._between(server, client, self.act)
                 except Break as broken:
                     _end(client, broken.how)
 
-    def _answers(self, server: socket.socket, client: socket.socket, first: Act | None) -> None:
+    def _between(self, server: socket.socket, client: socket.socket, first: Act | None) -> None:
+        """One thread for both ways: two must not use one TLS connection at once."""
         seen: dict[int, int] = {}
         rest = b""
-        while more := server.recv(65536):
+        while True:
+            pending = isinstance(client, ssl.SSLSocket) and client.pending() > 0
+            ready = [client] if pending else select.select([server, client], [], [])[0]
+            if client in ready:
+                asked = client.recv(65536)
+                if not asked:
+                    return
+                server.sendall(asked)
+            if server not in ready:
+                continue
+            more = server.recv(65536)
+            if not more:
+                return
             act = self.act_now or first
             if act is None:
                 client.sendall(more)
@@ -131,19 +161,21 @@ class FaultProxy:
                 client.sendall(act(message, operation, before))
 
 
-def _copy(client: socket.socket, server: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while more := client.recv(65536):
-            server.sendall(more)
-    with contextlib.suppress(OSError):
-        server.shutdown(socket.SHUT_WR)
+def _take_starttls(client: socket.socket) -> None:
+    """Say yes to the first request, which must be that (RFC 4511 §4.14)."""
+    asked = b""
+    while not split(asked)[0]:
+        more = client.recv(4096)
+        if not more:
+            raise ConnectionError
+        asked += more
+    client.sendall(answer(split(asked)[0], EXTENDED, 0))
 
 
 def _end(client: socket.socket, how: str) -> None:
     match how:
         case "reset":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            client.shutdown(socket.SHUT_RD)  # wakes the thread that reads, or the socket would stay open
         case "close":
             client.shutdown(socket.SHUT_RDWR)
         case "hang":

@@ -45,6 +45,21 @@ class Site:
         assert outcome.reason == "", outcome.why
         return outcome
 
+    def good_in(self, seconds: float) -> Outcome:
+        """A reading that has all the time, where the profile is an impatient one."""
+        impatient = self.config
+        patient = [
+            profile.model_copy(update={"answer_timeout_s": seconds, "connect_timeout_s": seconds})
+            for profile in impatient.directory.ldap
+        ]
+        self.config = impatient.model_copy(
+            update={"directory": impatient.directory.model_copy(update={"ldap": patient})}
+        )
+        try:
+            return self.good()
+        finally:
+            self.config = impatient
+
     @property
     def snapshot(self) -> Snapshot:
         return Snapshot.open(self.config.snapshot_path, read_key(self.config.key_path))
