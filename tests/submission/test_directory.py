@@ -228,6 +228,25 @@ def test_cram_md5_where_an_account_cannot(world: Directory) -> None:
     assert "listener clear (clear) offers SCRAM-SHA-256-PLUS SCRAM-SHA-256 CRAM-MD5 PLAIN LOGIN" in matrix
 
 
+def test_a_reload_takes_new_connections_and_new_keys(world: Directory) -> None:
+    store = next(one for one in world.relay.config["auth"]["stores"] if one["name"] == "people")
+    with world.client("people") as client:
+        assert by_plain(client, "bob", PASSWORD) == OK
+        client.quit()
+    store["filter"] = "(ritSmtpMailAccess=TRUE)"
+    world.relay.configure({})
+    assert world.relay.command("reload").returncode == 0
+    world.relay.wait_for_log("reloaded")
+    with world.client("people") as client:
+        assert by_plain(client, "bob", PASSWORD) == FAILED, "he lacks the right"
+        assert by_plain(client, "ann@example.com", PASSWORD) == OK
+        client.quit()
+    del store["filter"]
+    world.relay.configure({})
+    assert world.relay.command("reload").returncode == 0
+    world.relay.wait_for_log("reloaded", 2)
+
+
 def test_no_password_is_in_a_log(world: Directory) -> None:
     told = world.relay.complaints() + "\n".join(world.relay.log_lines())
     assert PASSWORD not in told
