@@ -21,7 +21,9 @@ def limit(bed: Bed, spots: dict[Spot, int]) -> None:
     bed.relay.configure({"next_hop": tables})
     before = len(bed.relay.grep("reloaded"))
     assert bed.relay.command("reload").returncode == 0
-    wait_for(lambda: len(bed.relay.grep("reloaded")) > before, lambda: "the workers to take the new configuration")
+    wait_for(
+        lambda: len(bed.relay.grep("reloaded")) >= before + WORKERS, lambda: "all workers to take the new configuration"
+    )
 
 
 def test_two_workers_keep_to_the_rate_and_all_mail_arrives_while_others_are_not_held_back(make_bed: MakeBed) -> None:
