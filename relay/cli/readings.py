@@ -26,6 +26,7 @@ from relay.directory.child import run, start
 from relay.directory.failure import Reason
 from relay.directory.layout import SnapshotError
 from relay.directory.passwords import read_passwords
+from relay.directory.presets import plan
 from relay.directory.reading import INCREMENTAL, Look, look
 from relay.directory.snapshot import inspect
 from relay.directory.state import read_state, state_path, write_state
@@ -174,6 +175,7 @@ def trial(
     else:
         for one in looks:
             typer.echo(f"{one.profile}: {one.server}")
+            typer.echo(f"  asked   {_asked(loaded, one)}")
             for step, found in one.steps:
                 typer.echo(f"  {step:7} ok      {found}")
             if one.failure is not None:
@@ -182,6 +184,14 @@ def trial(
                 typer.echo(f"          cure    {one.failure.cure}")
     if any(one.failure is not None for one in looks):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _asked(loaded: Config, one: Look) -> str:
+    """The whole question as an LDAP URL (RFC 4516), which other tools take."""
+    profile = next(profile for profile in loaded.directory.ldap if profile.name == one.profile)
+    made = plan(profile, loaded.directory.restriction_attribute)
+    server = next(server for server in profile.targets() if server.url == one.server)
+    return str(profile.url(server, made.addresses, made.filter))
 
 
 def _none(loaded: Config, profile: str) -> str:

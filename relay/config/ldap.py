@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from relay.config.invalid import Invalid
+from relay.config.ldap_url import LdapUrl, parse_ldap_url
 from relay.config.section import Attribute, FilePath, Seconds, Section, ldap_filter
 from relay.mail.address import is_domain
 
@@ -52,7 +53,9 @@ def parse_server(url: str) -> LdapServer:
     if found["name"] is not None and not is_domain(found["name"]):
         raise Invalid(f'"{found["name"]}" is not a host name', _URL_HINT)
     if (found["rest"] or "/") != "/":
-        raise Invalid(f'"{url}" says more than the server', "write base, scope and filter in keys of their own")
+        raise Invalid(
+            f'"{url}" says more than the server', f"it has keys of its own: write {parse_ldap_url(url).as_keys}"
+        )
     port = int(found["port"] or PORTS[scheme])
     host = found["six"] or found["name"]
     if not 1 <= port <= 65535:
@@ -70,6 +73,16 @@ def parse_server(url: str) -> LdapServer:
 
 def _server(value: str) -> str:
     parse_server(value)
+    return value
+
+
+def _version(value: int) -> int:
+    if value != 3:
+        raise Invalid(
+            f"there is no LDAP version {value} here",
+            "remove this, or write 3: version 2 was retired (RFC 3494), has neither StartTLS nor paged results, and every "
+            "Active Directory and OpenLDAP speaks 3",
+        )
     return value
 
 
@@ -127,6 +140,8 @@ class LdapProfile(Section):
     ]
     """ldaps://HOST, or ldap://HOST with StartTLS; the next one is asked while one cannot answer. One reading never mixes
     two servers. Ports 3268 and 3269 are the global catalogue."""
+    version: Annotated[int, AfterValidator(_version)] = 3
+    """Of the protocol. There is no other than 3; for configurations that come from programs which had a choice."""
     insecure: bool = False
     """Speak ldap:// without TLS: password and addresses can be read on the way. Shown by every check."""
     ca_file: FilePath | None = None
@@ -186,6 +201,11 @@ class LdapProfile(Section):
     """Longest silence of a server, seconds."""
     page_timeout_s: Seconds = 120.0
     """One page, seconds."""
+
+    def url(self, server: LdapServer, attributes: tuple[str, ...], asked: str) -> LdapUrl:
+        """What is read at a server, to be shown; ``asked``: the filter in use."""
+        scheme, _, place = server.url.rstrip("/").partition("://")
+        return LdapUrl(scheme.lower(), place, self.base, attributes, self.scope, asked)
 
     def targets(self) -> list[LdapServer]:
         """The servers in order."""

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Literal
 
 from tests.bed.ports import free_port
 
@@ -68,14 +68,34 @@ def answer(message: bytes, operation: int, code: int, text: str = "", controls: 
     return tlv(0x30, number + tlv(operation, result) + controls)
 
 
+def with_value(message: bytes, name: str, value: str) -> bytes:
+    """An entry with one more attribute."""
+    number, operation = inside(message)
+    start = 2 + (message[1] & 0x7F if message[1] & 0x80 else 0) + len(number)
+    entry = _content(message[start:])
+    size = 2 + entry[1]  # the root DSE and short names
+    dn, attributes = entry[:size], _content(entry[size:])
+    more = tlv(0x30, tlv(4, name.encode()) + tlv(0x31, tlv(4, value.encode())))
+    return tlv(0x30, number + tlv(operation, dn + tlv(0x30, attributes + more)))
+
+
+def _content(element: bytes) -> bytes:
+    start = 2 + (element[1] & 0x7F if element[1] & 0x80 else 0)
+    return element[start:]
+
+
 class FaultProxy:
     """Sits on a port of its own in front of ``target``; ``act`` may be changed at any time for new connections."""
 
-    def __init__(self, target: int, tls: ssl.SSLContext | None = None, start: Start = "clear") -> None:
-        """``start``: with ``tls`` speak TLS from the start, or after StartTLS, or not; ``target`` is asked in clear."""
+    def __init__(
+        self, target: int, tls: ssl.SSLContext | None = None, start: Start = "clear", at: tuple[str, int] | None = None
+    ) -> None:
+        """``start``: with ``tls`` speak TLS from the start, or after StartTLS, or not; ``target`` is asked in clear.
+        ``at``: to listen there instead of on a port of its own.
+        """
         self.start: Start = start
         self._tls = tls
-        self.port: Final = free_port()
+        self.host, self.port = at or ("127.0.0.1", free_port())
         self.act: Act | None = None
         self.act_now: Act | None = None
         """The same for connections that stand already, and before ``act``."""
@@ -85,14 +105,14 @@ class FaultProxy:
         """Done to each new connection instead of TLS."""
         self.connections = 0
         self._target = target
-        self._server = socket.create_server(("127.0.0.1", self.port))
+        self._server = socket.create_server((self.host, self.port))
         self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def url(self) -> str:
         """For a profile; without TLS it needs ``insecure = true``."""
-        return f"{'ldaps' if self.start == 'tls' else 'ldap'}://127.0.0.1:{self.port}"
+        return f"{'ldaps' if self.start == 'tls' else 'ldap'}://{self.host}:{self.port}"
 
     def close(self) -> None:
         """No new connections."""

@@ -49,13 +49,15 @@ _ATTRIBUTES: Final = (
     ("objectGUID", "octetStringMatch", _OCTETS),
     ("objectSid", "octetStringMatch", _OCTETS),
     ("invocationId", "octetStringMatch", _OCTETS),
+    ("lDAPDisplayName", "caseIgnoreMatch", _TEXT),
+    ("isMemberOfPartialAttributeSet", "booleanMatch", _BOOLEAN),
     ("lockoutThreshold", "integerMatch", _INTEGER),
     ("lockOutObservationWindow", "integerMatch", _INTEGER),
     ("msDS-LockoutThreshold", "integerMatch", _INTEGER),
     ("msDS-LockoutObservationWindow", "integerMatch", _INTEGER),
 )
 _ORDER: Final = {"integerMatch": "ORDERING integerOrderingMatch"}
-_CLASSES: Final = ("user", "contact", "group", "publicFolder", "msExchDynamicDistributionList")
+_CLASSES: Final = ("user", "contact", "group", "publicFolder", "msExchDynamicDistributionList", "attributeSchema")
 
 
 def _ad_schema() -> str:
