@@ -40,6 +40,7 @@ from relay.inbound.listener import SWEEP_S, Listener
 from relay.inbound.proxied import Proxied
 from relay.inbound.session import Session
 from relay.inbound.strain import Strain
+from relay.mail.reply import SHUTTING_DOWN
 from relay.net.tls import TlsError, endpoint_binding, server_context
 from relay.outbound import lanes
 from relay.outbound.lanes import Lanes
@@ -285,7 +286,7 @@ class Worker:
             await asyncio.sleep(DRAIN_POLL_S)
         for listener in self.listeners:
             for session in list(listener.sessions):
-                session.shut_down()
+                session.end(SHUTTING_DOWN)  # whatever it waits for: nothing it was not told 250 for is promised
         self.dispatch.runner.stop()
         self.lanes.close()
         await asyncio.sleep(DRAIN_POLL_S)  # last words leave

@@ -76,9 +76,9 @@ class Listener(Section):
         """Whether AUTH is offered once TLS is up."""
         return self.auth or self.role is not Role.MX
 
-    require_tls_from: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []
+    require_tls_from: Annotated[list[Annotated[str, AfterValidator(values.clients)]], Field(max_length=1000)] = []
     """Client networks that get 530 5.7.0 before STARTTLS while others may send in clear: partners with an agreement."""
-    proxy_protocol: Annotated[list[Annotated[str, AfterValidator(values.network)]], Field(max_length=1000)] = []
+    proxy_protocol: Annotated[list[Annotated[str, AfterValidator(values.balancer)]], Field(max_length=1000)] = []
     """Balancers that say by PROXY protocol (version 1 or 2) who the client is. When set, nobody else may connect."""
 
 

@@ -84,6 +84,22 @@ def network(value: str) -> str:
     return value
 
 
+def clients(value: str) -> str:
+    """A network of clients of whom something is required; not the whole Internet."""
+    if re.fullmatch(r"(?:0\.0\.0\.0|::)/0", value):
+        raise Invalid(f'"{value}" is everybody', "write require_tls = true for that, or the networks that are meant")
+    return network(value)
+
+
+def balancer(value: str) -> str:
+    """A network of balancers."""
+    if re.fullmatch(r"(?:0\.0\.0\.0|::)/0", value):
+        raise Invalid(
+            f'"{value}" would let every client say who it is', "write only the addresses of your own balancers"
+        )
+    return network(value)
+
+
 def header_name(value: str) -> str:
     """The name of a header field, or its beginning and ``*``."""
     if re.fullmatch(r"[!-)+-9;-~]+\*?", value) is None:

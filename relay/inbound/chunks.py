@@ -27,6 +27,11 @@ class Announced(NamedTuple):
     last: bool
 
 
+def is_chunk(data: bytes, at: int) -> bool:
+    """Whether a BDAT command begins there."""
+    return data[at : at + 5].upper() == b"BDAT "
+
+
 def announced(argument: bytes) -> Announced | None:
     """``SIZE [LAST]`` (RFC 3030 §2); None for anything else: where the next command begins is not known then."""
     found = _CHUNK.fullmatch(argument)

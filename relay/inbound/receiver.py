@@ -260,6 +260,10 @@ class Receiver:
         self._begin_body(whole[:end], whole)
 
     def _begin_body(self, header: bytes, whole: bytes) -> None:
+        if self._trace and header[:1] in (b" ", b"\t"):
+            # The continuation of no field would become one of the trace's. What begins so has no header (as Postfix sees it).
+            self._keep(self._trace + b"\r\n" + whole)
+            return
         result: HeaderResult = self._rules.apply(header, self._trusted)
         self.removed = result.removed
         if result.hops >= self._rules.hops:

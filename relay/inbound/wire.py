@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiosmtpd.smtp import SMTP
 
 from relay.hub.frames import Verdict as Room
-from relay.inbound.chunks import Chunk
+from relay.inbound.chunks import Chunk, is_chunk
 from relay.inbound.receiver import Receiver
 from relay.mail import reply
 from relay.mail.address import NULL_SENDER, Mailbox
@@ -265,10 +265,6 @@ class Wire(SMTP):
         else:
             self.end(kind)
 
-    def shut_down(self) -> None:
-        """The relay ends now, whatever the session waits for: nothing it was not told 250 for is promised."""
-        self.end(reply.SHUTTING_DOWN)
-
     def drain(self) -> None:
         """The relay stops: idle sessions end now, the others after the reply they wait for."""
         if not self.busy and self.receiver is None and self.idle:
@@ -328,6 +324,8 @@ class Wire(SMTP):
                 if end < 0:
                     if size - position > LINE_OCTETS and not self.may_be_long(data[position:]):
                         self._skipping = True
+                        if is_chunk(data, position):
+                            self._cannot_read(reply.LINE_TOO_LONG, data, position)
                         position = size
                     elif self._skipping:
                         position = size
@@ -335,13 +333,11 @@ class Wire(SMTP):
                 end += 1
                 if self._skipping or (end - position > LINE_OCTETS and not self.may_be_long(data[position:end])):
                     self._skipping = False
-                    self.say(reply.LINE_TOO_LONG)
+                    self._cannot_read(reply.LINE_TOO_LONG, data, position)
                 else:
                     self.commands += 1
                     if data[end - 2 : end - 1] != b"\r" or data.find(b"\r", position, end - 2) >= 0:
-                        self.say(reply.BARE_NEWLINE)  # RFC 5321 §2.3.8
-                        if data[position : position + 5].upper() == b"BDAT ":  # octets follow: how many was not heard
-                            self.end(reply.OUT_OF_STEP)
+                        self._cannot_read(reply.BARE_NEWLINE, data, position)  # RFC 5321 §2.3.8
                     else:
                         self.command(data[position : end - 2])
                 position = end
@@ -355,6 +351,12 @@ class Wire(SMTP):
                 asyncio.get_running_loop().call_soon(self._take_turn)
         if self._out:
             self._flush()
+
+    def _cannot_read(self, why: Kind, data: bytes, at: int) -> None:
+        """A line that is no command. Behind BDAT octets follow, and how many was not heard."""
+        self.say(why)
+        if is_chunk(data, at):
+            self.end(reply.OUT_OF_STEP)
 
     def _flush(self) -> None:
         out = self._out

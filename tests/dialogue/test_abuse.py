@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from relay.mail.reply import SHUTTING_DOWN
 from tests.dialogue.played import PEER, Dialogue, Stage
 
 TRUSTED = "198.51.100.7"
@@ -220,7 +221,7 @@ async def test_a_session_that_is_shut_down_meanwhile_hears_what_it_is_owed(stage
     play = stage(tarpit_after=0, tarpit_s=5.0)
     client = play.ready()
     assert client.say("FOO") == []
-    client.session.shut_down()
+    client.session.end(SHUTTING_DOWN)
     assert client.codes() == [500, 421]
     play.passes(6)
     assert client.heard() == []

@@ -190,7 +190,17 @@ def test_the_rules_for_header_and_line_ends_hold_in_chunks(narrow: Site, soft: S
 
 @pytest.mark.parametrize(
     "command",
-    [b"BDAT", b"BDAT x", b"BDAT -5 LAST", b"BDAT 5 LAST now", b"BDAT 5\tLAST", b"BDAT 5\rLAST", b"BDAT " + b"9" * 21],
+    [
+        b"BDAT",
+        b"BDAT x",
+        b"BDAT -5 LAST",
+        b"BDAT 5 LAST now",
+        b"BDAT 5\tLAST",
+        b"BDAT 5\rLAST",
+        b"BDAT " + b"9" * 21,
+        b"BDAT 5 LAST" + b" " * 3000,
+        b"BDAT " + b"5" * 300_000,
+    ],
 )
 def test_a_size_that_cannot_be_told_ends_the_session(usual: Site, command: bytes) -> None:
     """What follows would be taken for commands."""

@@ -127,6 +127,8 @@ async def _message(connection: Connection, endings: str, wire: bytes, rng: rando
     if codes[-1:] != [b"250"] or len(messages) != 1:
         raise Fault(f"answered by {codes}, {len(messages)} messages")
     expected = wire if clean else normalized(wire)
+    if expected[:1] in (b" ", b"\t"):  # it must not continue the trace
+        expected = b"\r\n" + expected
     if _behind_trace(messages[0]) != expected:
         raise Fault(f"arrived as {_behind_trace(messages[0])[:2000]!r}, not {expected[:2000]!r}")
     return clean

@@ -17,7 +17,7 @@ from tests.bed.client import Client
 from tests.bed.relay import ROOT
 from tests.bed.waiting import PATIENCE_S
 from tests.bed.wire import after_trace, letter
-from tests.submission.world import LISTENERS, PASSWORD, Submission
+from tests.submission.world import LISTENERS, OTHER_NAME, PASSWORD, Submission
 
 FAILED = "535 5.7.8 Authentication credentials invalid"
 OK = "235 2.7.0 Authentication successful"
@@ -106,6 +106,17 @@ def test_the_right_password_is_taken_and_a_wrong_one_is_not(bed: Submission, way
         assert way(client, user, "wrong " + secrets.token_hex(4)) == FAILED
         assert way(client, user, PASSWORD) == OK
         client.quit()
+
+
+@pytest.mark.parametrize("listener", ["submission", "submissions"])
+def test_a_login_is_bound_to_the_certificate_that_the_client_asked_for_by_name(bed: Submission, listener: str) -> None:
+    with bed.client(listener) as usual, bed.client(listener, server_name=OTHER_NAME) as named:
+        assert usual.certificate() != named.certificate()
+        other = hashlib.sha256(usual.certificate()).digest()
+        assert by_scram(named, "ann", PASSWORD, binding=other) == FAILED
+        assert by_scram_plus(named, "ann", PASSWORD) == OK
+        named.quit()
+        usual.quit()
 
 
 @pytest.mark.parametrize("way", [by_plain, by_login, by_cram])

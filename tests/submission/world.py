@@ -25,6 +25,8 @@ LISTENERS: Final = {
     "scram": "submission",
     "cram": "submission",
 }
+OTHER_NAME: Final = "mail.example.org"
+"""A name that the relay has a certificate of its own for."""
 TRUSTED: Final = "127.0.0.3"
 NEWSLETTER: Final = "127.0.0.4"
 
@@ -62,6 +64,9 @@ class Submission:
         self.cram = folder / "cram"
         self.cram.write_text(f"test:{DOVECOT}:test@example.com\ncarl:{made('CRAM-MD5')}:carl@example.com\n")
         names = ("clear", "hashed", "scram", "cram")
+        other = folder / "other"
+        other.mkdir()
+        certificate, key = authority.files(other, OTHER_NAME)
         self.relay = RelayRunner(
             folder,
             self.hop.route,
@@ -70,6 +75,7 @@ class Submission:
             default_next_hop=self.hop.route,
             config={
                 "trusted": {"networks": [TRUSTED]},
+                "tls": {"named": [{"names": [OTHER_NAME], "certificate": certificate, "key": key}]},
                 "senders": {"own_domains_from": [NEWSLETTER]},
                 "auth": {
                     "stores": [{"name": name, "type": "file", "path": folder / name} for name in names],

@@ -167,7 +167,8 @@ PLACES = st.lists(st.integers(min_value=0, max_value=60), max_size=12)
 def test_the_receiver_agrees_with_the_rule_however_the_octets_come(stream: bytes, places: list[int]) -> None:
     receiver = Receiver(limits(), TRACE, False, no_file)
     assert receive(cut(stream, places), receiver) == _end(stream)
-    assert octets(receiver.finish()) == TRACE + _reference(stream)
+    message = _reference(stream)
+    assert octets(receiver.finish()) == TRACE + (b"\r\n" if message[:1] in (b" ", b"\t") else b"") + message
 
 
 @settings(max_examples=500, deadline=None)
@@ -359,6 +360,13 @@ def test_limits_count_to_the_octet(message: bytes, limit: Limits, expected: Kind
 )
 def test_odd_messages_pass_as_they_are(message: bytes) -> None:
     assert octets(outcome(message, limits(header_rules=rules()))) == TRACE + message
+
+
+@pytest.mark.parametrize("message", [b" for x\r\n", b"\tx\r\nSubject: y\r\n\r\nbody\r\n", b" \r\n\r\n"])
+def test_a_message_that_begins_with_a_continued_line_has_no_header_and_does_not_continue_the_trace(
+    message: bytes,
+) -> None:
+    assert octets(outcome(message, limits(header_rules=rules()))) == TRACE + b"\r\n" + message
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\nbody\r\n", b"\r\n"], ids=["with body", "header only"])
