@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "sender": "relay.cli.sender:sender",
     "route": "relay.cli.route:route",
     "explain": "relay.cli.explain:explain",
+    "firewall": "relay.cli.firewall:firewall",
     "probe": "relay.cli.probe:probe",
     "auth": "relay.cli.auth:app",
     "login": "relay.cli.login:login",

@@ -163,7 +163,18 @@ class TestCommandLine:
     def test_help_names_every_command_with_a_sentence(self, relay_command):
         done = relay_command("--help")
         assert done.returncode == 0
-        for command in ("serve", "check", "reload", "directory", "recipient", "sender", "explain", "queue", "version"):
+        for command in (
+            "serve",
+            "check",
+            "reload",
+            "directory",
+            "recipient",
+            "sender",
+            "explain",
+            "firewall",
+            "queue",
+            "version",
+        ):
             assert f" {command} " in done.stdout
 
     def test_a_command_imports_only_its_own_module(self, tmp_path):
