@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import math
 import os
 import stat
 import time
@@ -207,6 +208,16 @@ def _overrides(config: Config) -> Iterator[Finding]:
             yield Finding(Grade.WARNING, "overrides", text, f"give it another day in {place}, or let it go")
 
 
+_ENDING: Final = (
+    ("certificate_expires", "the certificate of its server", "renew it there; afterwards nothing is read any more"),
+    (
+        "password_expires",
+        "the password of the account that reads",
+        "renew it, or let it not expire; it stands in password_file",
+    ),
+)
+
+
 def _directories(config: Config) -> Iterator[Finding]:
     for name, server, what in weaknesses(config):
         hint = "use ldaps://, a ca_file or a pin, and an account; relay directory test tries it"
@@ -215,6 +226,12 @@ def _directories(config: Config) -> Iterator[Finding]:
         state = read_state(state_path(config.snapshot_path))
         if state.reason:
             yield Finding(Grade.WARNING, "directory", f"the last reading was not taken: {state.why}", state.cure)
+        for name, reading in state.profiles.items():
+            for key, what, hint in _ENDING:
+                days = (float(reading.get(key) or math.inf) - time.time()) / DAY_S
+                if days < ENDS_SOON.days:
+                    text = f"{what} ends in {days:.0f} days" if days > 0 else f"{what} has ended"
+                    yield Finding(Grade.WARNING, f"directory {name}", text, hint)
 
 
 _CHECKED: Final = {

@@ -304,6 +304,8 @@ def remembered_lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, reading in found["profiles"].items():
         expires = reading.get("certificate_expires")
         days = f", its certificate ends in {(expires - time.time()) / 86400:.0f} days" if expires else ""
+        password = reading.get("password_expires")
+        days += f", the account's password in {(password - time.time()) / 86400:.0f} days" if password else ""
         yield "directory", f"{name}: {reading['entries']} entries from {reading['server']}{days}"
     since = found["since_success_s"]
     took = f", {found['kind']}, in {found['seconds']:.1f} s" if found["kind"] else ""

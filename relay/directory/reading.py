@@ -13,6 +13,7 @@ from relay.config.ldap import LdapProfile, LdapServer
 from relay.config.schema import Config
 from relay.directory.asking import Job, Progress
 from relay.directory.connection import Connection, Steps
+from relay.directory.expiry import password_expires
 from relay.directory.failure import MENDS_ELSEWHERE, LdapFailure
 from relay.directory.incremental import Full, update
 from relay.directory.kept import Kept
@@ -43,6 +44,8 @@ class Reading:
     """Entries that came or went."""
     why: str = ""
     """Why it was a full one; empty when it was not."""
+    password_expires: float | None = None
+    """When the password of the account that read ends, seconds since 1970; None: never, or not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def read_profile(
             try:
                 one = _One(config, profile, connection, left_out, progress, key, names)
                 ledger, mark, changed, why = one.read(kept)
+                ends = password_expires(connection, profile)
             finally:
                 connection.close()
         except LdapFailure as failure:
@@ -92,7 +96,7 @@ def read_profile(
         expires = connection.certificate.expires if connection.certificate else None
         return Came(ledger, Reading(
             profile.name, server.url, len(ledger.keys), connection.counted.pages, len(ledger.hashes),
-            time.monotonic() - began, expires, tuple(map(str, failures)), FULL if why else INCREMENTAL, changed, why,
+            time.monotonic() - began, expires, tuple(map(str, failures)), FULL if why else INCREMENTAL, changed, why, ends,
         ), mark, skipped)  # fmt: skip
     raise LdapFailure(failures[0].reason, "; ".join(map(str, failures)))
 
@@ -165,6 +169,9 @@ def look(config: Config, profile: LdapProfile, server: LdapServer, password: str
             harvest = job.harvest
             left_out = "".join(f", {count} × {reason}" for reason, count in tally.skipped.most_common(3))
             said = f"{harvest.entries} entries below {connection.base()} give {harvest.used} addresses{left_out}"
+            ends = password_expires(connection, profile)
+            if ends is not None:
+                said += f"; the password of {profile.bind} ends in {(ends - time.time()) / 86400:.0f} days"
             steps.passed("search", said)
         finally:
             connection.close()

@@ -125,6 +125,12 @@ DIRECTORY_FAILED: Final = Family("relay_directory_refused_readings", "counter", 
 DIRECTORY_CERTIFICATE: Final = Family(
     "relay_directory_certificate_seconds", "gauge", "Time until the server's certificate ends", ("directory",)
 )
+DIRECTORY_PASSWORD: Final = Family(
+    "relay_directory_password_seconds",
+    "gauge",
+    "Time until the password of the account that reads ends",
+    ("directory",),
+)
 DIRECTORY_WEAK: Final = Family(
     "relay_directory_insecure", "gauge", "1 when a directory is asked in clear, unverified or as nobody", ("directory",)
 )
@@ -154,6 +160,7 @@ SCRAPED: Final = (
     DIRECTORY_READ,
     DIRECTORY_FAILED,
     DIRECTORY_CERTIFICATE,
+    DIRECTORY_PASSWORD,
     DIRECTORY_WEAK,
     PROCESS_CPU,
     PROCESS_MEMORY,

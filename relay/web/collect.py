@@ -238,11 +238,14 @@ def _insecure(config: Config) -> dict[tuple[str, ...], float]:
 
 def _directory(figures: Figures) -> Iterator[Metric]:
     state = figures.directory
-    ends: dict[tuple[str, ...], float] = {
-        (name,): float(reading["certificate_expires"]) - figures.taken
-        for name, reading in state.profiles.items()
-        if reading.get("certificate_expires")
-    }
+
+    def ends(what: str) -> dict[tuple[str, ...], float]:
+        return {
+            (name,): float(reading[what]) - figures.taken
+            for name, reading in state.profiles.items()
+            if reading.get(what)
+        }
+
     once = bool(state.succeeded)
     age: dict[tuple[str, ...], float] = {(): max(0.0, figures.taken - state.succeeded)} if once else {}
     took: dict[tuple[str, ...], float] = {(kind,): seconds for kind, seconds in state.took.items()}
@@ -250,7 +253,8 @@ def _directory(figures: Figures) -> Iterator[Metric]:
     yield _gauge(catalogue.DIRECTORY_DURATION, took)
     yield _counter(catalogue.DIRECTORY_READ, {(kind,): times for kind, times in state.kinds.items()})
     yield _counter(catalogue.DIRECTORY_FAILED, {(reason,): count for reason, count in state.failures.items()})
-    yield _gauge(catalogue.DIRECTORY_CERTIFICATE, ends)
+    yield _gauge(catalogue.DIRECTORY_CERTIFICATE, ends("certificate_expires"))
+    yield _gauge(catalogue.DIRECTORY_PASSWORD, ends("password_expires"))
     yield _gauge(catalogue.DIRECTORY_WEAK, figures.insecure)
 
 

@@ -49,6 +49,7 @@ _ATTRIBUTES: Final = (
     ("objectGUID", "octetStringMatch", _OCTETS),
     ("objectSid", "octetStringMatch", _OCTETS),
     ("invocationId", "octetStringMatch", _OCTETS),
+    ("msDS-UserPasswordExpiryTimeComputed", "integerMatch", _INTEGER),
     ("lDAPDisplayName", "caseIgnoreMatch", _TEXT),
     ("isMemberOfPartialAttributeSet", "booleanMatch", _BOOLEAN),
     ("lockoutThreshold", "integerMatch", _INTEGER),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,14 @@ def server(folder: Path, authority: Authority) -> Iterator[Slapd]:
     tree = [
         ldif(base, ["top", "dcObject", "organization"], dc="corp", o="Test"),
         *(ldif(f"ou={name},{base}", ["organizationalUnit"], ou=name) for name in ("Staff", "Service")),
-        ldif(SERVICE["ad"], ["user"], cn="svc-relay", userPassword=PASSWORD),
+        ldif(
+            SERVICE["ad"],
+            ["user"],
+            cn="svc-relay",
+            userPassword=PASSWORD,
+            userPrincipalName="svc-relay@corp.test",
+            **{"msDS-UserPasswordExpiryTimeComputed": str(int((time.time() + 10 * 86400 + 11_644_473_600) * 10**7))},
+        ),
         person("plain"),
         person("leaver"),
         person("trainee"),
@@ -182,6 +190,12 @@ def test_relay_route_shows_what_the_directory_names(relay: RelayRunner, hop: Nex
     assert f"goes to 127.0.0.1:{hop.port}" in told
     assert "names the host elsewhere.corp.test, which is none of directory.next_hops" in told
     assert f"127.0.0.1:{second.port}" in relay.command("recipient", "housed@corp.test", "-v").stdout
+
+
+def test_the_end_of_the_accounts_password_is_told_in_time(relay: RelayRunner) -> None:
+    relay.wait_for_metric("relay_directory_password_seconds", 9 * 86400, directory="ad")
+    assert relay.metric("relay_directory_password_seconds", directory="ad") < 10 * 86400
+    assert "the account's password in 10 days" in relay.command("directory", "status").stdout
 
 
 def test_people_can_ask_why(relay: RelayRunner) -> None:

@@ -34,7 +34,8 @@ def forest(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> It
     tree = [
         ldif(AD, ["top", "dcObject", "organization"], dc="corp", o="Test"),
         *(ldif(f"ou={name},{AD}", ["organizationalUnit"], ou=name) for name in ("Staff", "Service", "Schema")),
-        ldif(SERVICE["ad"], ["user"], cn="svc-relay", userPassword=PASSWORD),
+        ldif(SERVICE["ad"], ["user"], cn="svc-relay", userPassword=PASSWORD, sAMAccountName="svc-relay",
+             **{"msDS-UserPasswordExpiryTimeComputed": "134200000000000000"}),
         ldif(f"cn=one,ou=Staff,{AD}", ["user"], cn="one", proxyAddresses="SMTP:one@corp.test", userAccountControl="512",
              smtpdSenderRestrictions="TRUE"),
         *(known(name) for name in IN_THE_SET),
@@ -108,3 +109,8 @@ def test_rit_schema_reads_addresses_restrictions_hosts_and_imap_access(
     assert (found.flags, found.text, found.next_hop) == (ACCEPT | RESTRICTED, "On leave", "elsewhere.example")
     assert entry("cid@example.org") is None
     assert outcome.skipped["the mail host is none of directory.next_hops: elsewhere.example"] == 1
+
+
+def test_the_end_of_a_password_is_what_the_directory_computes(forest: Slapd, make_site: Callable[..., Site]) -> None:
+    reading = make_site(forest, {"bind": SERVICE["ad"]}).good().readings[0]
+    assert reading["password_expires"] == 1_775_526_400.0  # 134200000000000000 tenths of microseconds from 1601 on
