@@ -99,10 +99,12 @@ def _outgoing(config: Config) -> Iterator[Flow]:
     profiles = config.directory.ldap
     asked_for = "dns.servers" if config.dns.servers else "resolv.conf"
     named = [hop.host for hop in hops] + [server.host for profile in profiles for server in profile.targets()]
-    if exchanges:
+    services = [server for profile in profiles for server in profile.targets() if server.is_service]
+    if exchanges or services:
+        what = " and ".join(filter(None, ("mail exchangers" * bool(exchanges), "directory servers" * bool(services))))
         for address, port in dns_servers(config):
             for protocol in _BOTH:
-                yield Flow("out", RELAY, address, port, protocol, "mail exchangers", asked_for)
+                yield Flow("out", RELAY, address, port, protocol, what, asked_for)
     # Names of hosts are looked up as the machine looks up all of its names, whatever dns.servers says.
     if not all(map(_is_address, named)):
         for address, port in system_servers():
@@ -115,7 +117,8 @@ def _outgoing(config: Config) -> Iterator[Flow]:
     for profile in profiles:
         for server in profile.targets():
             why = "recipients and logins" if profile.recipients else "logins"
-            yield Flow("out", RELAY, server.host, server.port, "tcp", why, f"directory.ldap {profile.name}")
+            host = f"hosts of {server.host}" if server.is_service else server.host
+            yield Flow("out", RELAY, host, server.port, "tcp", why, f"directory.ldap {profile.name}")
 
 
 def _here(address: str) -> str:

@@ -17,17 +17,19 @@ import typer
 
 from relay.cli import differences
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
+from relay.config.ldap import LdapProfile, parse_server
 from relay.config.load import load
 from relay.config.schema import Config
 from relay.directory import history as kept
 from relay.directory import names
 from relay.directory.build import only_build
 from relay.directory.child import run, start
-from relay.directory.failure import Reason
+from relay.directory.failure import LdapFailure, Reason
 from relay.directory.layout import SnapshotError
 from relay.directory.passwords import read_passwords
 from relay.directory.presets import plan
 from relay.directory.reading import INCREMENTAL, Look, look
+from relay.directory.servers import servers_of
 from relay.directory.snapshot import inspect
 from relay.directory.state import read_state, state_path, write_state
 from relay.directory.sync import Extent, Outcome, Purpose
@@ -169,7 +171,7 @@ def trial(
         passwords = read_passwords(loaded, os.environ)
     except SnapshotError as error:
         raise CommandFailed(str(error)) from None
-    looks = [look(loaded, one, server, passwords[one.name]) for one in chosen for server in one.targets()]
+    looks = [one for profile in chosen for one in _looks(loaded, profile, passwords[profile.name])]
     if as_json:
         typer.echo(json.dumps([_plain(one) for one in looks], indent=2))
     else:
@@ -186,12 +188,21 @@ def trial(
         raise typer.Exit(EXIT_FAILED)
 
 
+def _looks(loaded: Config, profile: LdapProfile, password: str) -> Iterator[Look]:
+    try:
+        servers = servers_of(loaded, profile)
+    except LdapFailure as failure:  # of the DNS, for SRV records
+        yield Look(profile.name, failure.where, (), "DNS", failure)
+        return
+    for server in servers:
+        yield look(loaded, profile, server, password)
+
+
 def _asked(loaded: Config, one: Look) -> str:
     """The whole question as an LDAP URL (RFC 4516), which other tools take."""
     profile = next(profile for profile in loaded.directory.ldap if profile.name == one.profile)
     made = plan(profile, loaded.directory.restriction_attribute)
-    server = next(server for server in profile.targets() if server.url == one.server)
-    return str(profile.url(server, made.addresses, made.filter))
+    return str(profile.url(parse_server(one.server), made.addresses, made.filter))
 
 
 def _none(loaded: Config, profile: str) -> str:

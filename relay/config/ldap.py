@@ -24,6 +24,7 @@ _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z]+)://(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s/?#:\[\]@]+))(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<rest>/.*)?"
 )
+_SERVICE: Final = re.compile(r"_ldaps?\._tcp(\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)+")
 _URL_HINT: Final = "write ldaps://dc1.example.com or ldap://dc1.example.com (which means StartTLS)"
 
 
@@ -35,6 +36,11 @@ class LdapServer:
     host: str
     port: int
     ldaps: bool
+
+    @property
+    def is_service(self) -> bool:
+        """The name of SRV records, which name the hosts."""
+        return self.host.startswith("_")
 
     @property
     def is_global_catalogue(self) -> bool:
@@ -50,7 +56,13 @@ def parse_server(url: str) -> LdapServer:
     scheme = found["scheme"].lower()
     if scheme not in PORTS:
         raise Invalid(f'"{scheme}" is no way to reach a directory', _URL_HINT)
-    if found["name"] is not None and not is_domain(found["name"]):
+    if found["name"] is not None and found["name"].startswith("_"):
+        if _SERVICE.fullmatch(found["name"]) is None:
+            raise Invalid(
+                f'"{found["name"]}" is no name of a directory service',
+                f"write {scheme}://_ldap._tcp.dc._msdcs.example.com",
+            )
+    elif found["name"] is not None and not is_domain(found["name"]):
         raise Invalid(f'"{found["name"]}" is not a host name', _URL_HINT)
     if (found["rest"] or "/") != "/":
         raise Invalid(
@@ -138,7 +150,7 @@ class LdapProfile(Section):
         list[Annotated[str, AfterValidator(_server)]],
         Field(min_length=1, max_length=16, examples=[["ldaps://dc1.example.com", "ldaps://dc2.example.com"]]),
     ]
-    """ldaps://HOST, or ldap://HOST with StartTLS; the next one is asked while one cannot answer. One reading never mixes
+    """ldaps://HOST, or ldap://HOST with StartTLS; HOST may be the name of SRV records, _ldap._tcp.dc._msdcs.DOMAIN; the next one is asked while one cannot answer. One reading never mixes
     two servers. Ports 3268 and 3269 are the global catalogue."""
     version: Annotated[int, AfterValidator(_version)] = 3
     """Of the protocol. There is no other than 3; for configurations that come from programs which had a choice."""

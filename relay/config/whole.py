@@ -197,6 +197,11 @@ def _stores(tables: Mapping[str, object]) -> Iterator[Fault]:
         if text not in written:
             yield Fault(at, f'there is no store named "{text}"', "write one of the names in auth.stores")
     directories = {text for _, text in _texts(tables, "directory", "ldap", EVERY, "name")}
+    by_name = {
+        profile.get("name"): [text for _, text in _texts(profile, "servers", EVERY)]
+        for _, profile in _each(tables, ("directory", "ldap", EVERY))
+        if isinstance(profile, Mapping)
+    }
     for at, store in _each(tables, ("auth", "stores", EVERY)):
         if not isinstance(store, Mapping):
             continue
@@ -210,6 +215,12 @@ def _stores(tables: Mapping[str, object]) -> Iterator[Fault]:
                     )
             case "ldap":
                 yield from _directory_store(at, store, directories)
+                if any("://_" in url for url in by_name.get(store.get("directory"), ())):
+                    yield Fault(
+                        (*at, "directory"),
+                        f'"{store.get("directory")}" finds its servers by SRV records, and logins cannot',
+                        "write its servers by name, or a [[directory.ldap]] of its own for logins with recipients = false",
+                    )
 
 
 def _directory_store(at: KeyPath, store: Mapping[str, object], directories: Collection[str]) -> Iterator[Fault]:

@@ -19,6 +19,7 @@ from relay.directory.incremental import Full, update
 from relay.directory.kept import Kept
 from relay.directory.ledger import Ledger
 from relay.directory.marks import Mark, breaks, stands
+from relay.directory.servers import Memory, servers_of
 from relay.directory.sources import Tally
 
 FULL: Final = "full"
@@ -68,14 +69,18 @@ def read_profile(
     key: bytes,
     names: dict[int, str] | None = None,
     kept: Kept | str = "asked for",
+    memory: Memory | None = None,
+    last: str = "",
 ) -> Came:
     """One server's entries, of the first that can be read to its end. Raises LdapFailure.
 
     ``key`` hashes the addresses; ``names`` is filled with them where it is given. ``kept``: from where to go on, which is
-    changed then; or why everything has to be read.
+    changed then; or why everything has to be read. ``memory``: of servers that failed, kept up to date; ``last``: the URL of the
+    server that was read last.
     """
+    memory = memory or Memory({}, time.time())
     failures: list[LdapFailure] = []
-    for server in profile.targets():
+    for server in memory.in_turn(servers_of(config, profile, last)):
         began = time.monotonic()
         left_out = Tally()
         try:
@@ -90,7 +95,9 @@ def read_profile(
             failures.append(failure)
             if failure.reason not in MENDS_ELSEWHERE:
                 break
+            memory.note(server, failure)
             continue
+        memory.note(server, None)
         skipped = kept.skipped if not why and not isinstance(kept, str) else dict(left_out.skipped)
         tally.skipped.update(skipped)
         expires = connection.certificate.expires if connection.certificate else None

@@ -40,6 +40,8 @@ class State:
     """Readings taken, by kind."""
     took: dict[str, float] = field(default_factory=dict)
     """Seconds of the last one taken, by kind."""
+    bad: dict[str, list[float]] = field(default_factory=dict)
+    """Servers that failed lately (``directory.servers``)."""
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: server, entries, addresses, seconds, certificate_expires, failed."""
 

@@ -6,6 +6,7 @@ place by one rename (``directory.build``). Only a whole, successful reading ever
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -31,9 +32,10 @@ from relay.directory.placement import unlisted
 from relay.directory.primary import Gathered
 from relay.directory.push import Arrival
 from relay.directory.reading import FULL, INCREMENTAL, Reading, read_profile
+from relay.directory.servers import Memory
 from relay.directory.snapshot import Snapshot
 from relay.directory.sources import EXAMPLES, Collection, Ours, Tally, gather
-from relay.directory.state import read_state, state_path, write_state
+from relay.directory.state import State, read_state, state_path, write_state
 from relay.directory.whole import Whole
 
 
@@ -104,6 +106,7 @@ def synchronise(
             state = read_state(path)
             if purpose is Purpose.SCHEDULED and state.held:
                 return _waiting(began, state.held)
+            run.remember(state)
             try:
                 accepted = state.refused if purpose is Purpose.ACCEPT else None
                 whole = run.judged(place, extent, accepted)
@@ -111,6 +114,7 @@ def synchronise(
                     generation = run.put(place, whole)
                     profiles = {reading.profile: asdict(reading) for reading in run.readings}
                     state = state.taken(now, time.monotonic() - began, profiles, run.kind)
+                    state = dataclasses.replace(state, bad=run.memory.plain())
                     write_state(path, state, place.owner, place.group)
                     settle(config, run.written)
                     for arrival in run.arrivals:
@@ -120,6 +124,7 @@ def synchronise(
                 if purpose is not Purpose.DRY_RUN:
                     kept = error.refused.plain() if isinstance(error, _Refusal) else {}
                     state = state.failed(now, reason, why, cure, kept)
+                    state = dataclasses.replace(state, bad=run.memory.plain())
                     write_state(path, state, place.owner, place.group)
                 raise
             finally:
@@ -147,6 +152,8 @@ class _Run:
         self._passwords = passwords
         self._purpose = purpose
         self._now = now
+        self.memory = Memory({}, now)
+        self._last: dict[str, str] = {}
         self._progress = progress
         self._known = self._key = b""
         self._before = 0
@@ -164,6 +171,11 @@ class _Run:
         self._primaries: list[Gathered] = []
         self.twice = 0
         self.twice_names: tuple[str, ...] = ()
+
+    def remember(self, state: State) -> None:
+        """How the servers did before, and which one was read."""
+        self.memory = Memory(state.bad, self._now)
+        self._last = {name: str(reading.get("server", "")) for name, reading in state.profiles.items()}
 
     @property
     def kind(self) -> str:
@@ -223,7 +235,10 @@ class _Run:
         for profile in config.directory.readings:
             kept = self._kept(profile, extent)
             password = self._passwords[profile.name]
-            came = read_profile(config, profile, password, tally, self._progress, key, names, kept)
+            came = read_profile(
+                config, profile, password, tally, self._progress, key, names, kept,
+                self.memory, self._last.get(profile.name, ""),
+            )  # fmt: skip
             self.readings.append(came.reading)
             parts.append(came.ledger)
             if came.ledger.primaries is not None:
