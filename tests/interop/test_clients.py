@@ -19,6 +19,10 @@ CLIENTS = [
     pytest.param(World.send_by_swaks, False, id="swaks", marks=pytest.mark.needs("swaks")),
     pytest.param(World.send_by_msmtp, False, id="msmtp", marks=pytest.mark.needs("msmtp")),
     pytest.param(World.send_by_msmtp, True, id="msmtp by STARTTLS", marks=pytest.mark.needs("msmtp")),
+    pytest.param(World.send_by_curl, False, id="curl", marks=pytest.mark.needs("curl")),
+    pytest.param(World.send_by_curl, True, id="curl by STARTTLS", marks=pytest.mark.needs("curl")),
+    pytest.param(World.send_by_nodemailer, False, id="nodemailer", marks=pytest.mark.needs("node")),
+    pytest.param(World.send_by_nodemailer, True, id="nodemailer by STARTTLS", marks=pytest.mark.needs("node")),
     pytest.param(World.send_by_postfix, True, id="Postfix"),
 ]
 

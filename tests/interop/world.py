@@ -7,6 +7,7 @@ smtp-sink and one that goes to a real Postfix with Maildirs. A second Postfix is
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import smtplib
@@ -154,6 +155,27 @@ class World:
         else:
             options += ["--host=127.0.0.1", "--tls=off"]
         self._run(["msmtp", *options, "--", recipient], message.replace(b"\r\n", b"\n"))
+
+    def send_by_curl(self, way: Way, sender: str, recipient: str, message: bytes, *, tls: bool) -> None:
+        """curl, which many devices and scripts are made of."""
+        port = self.relays[way].ports["mx"]
+        options = ["--ssl-reqd", "--cacert", str(self.bundle)] if tls else []
+        address = f"smtp://{'localhost' if tls else '127.0.0.1'}:{port}/client.example.net"
+        envelope = ["--mail-from", sender, "--mail-rcpt", recipient]
+        self._run(["curl", "--silent", "--show-error", *options, address, *envelope, "--upload-file", "-"], message)
+
+    def send_by_nodemailer(self, way: Way, sender: str, recipient: str, message: bytes, *, tls: bool) -> None:
+        """nodemailer, what programs in JavaScript send with."""
+        server = {
+            "host": "localhost",
+            "port": self.relays[way].ports["mx"],
+            "name": "client.example.net",
+            "requireTLS": tls,
+            "ignoreTLS": not tls,
+        }
+        given = {"server": server, "authorities": str(self.bundle), "from": sender, "to": recipient}
+        script = Path(__file__).with_name("nodemailer.js")
+        self._run(["node", str(script), json.dumps(given)], message)
 
     def send_by_postfix(self, _: Way, sender: str, recipient: str, message: bytes, *, tls: bool) -> None:
         """Postfix's own smtp client, which takes TLS when it is offered."""
