@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from relay.directory.encode import encode
 from relay.directory.key import KEY_OCTETS
 from relay.directory.layout import SnapshotError, read
-from relay.directory.snapshot import ACCEPT, KNOWN, NEEDS_AUTH, RESTRICTED, RULED, Entry, Snapshot
+from relay.directory.snapshot import ACCEPT, KNOWN, NEEDS_AUTH, PARTICULAR, PLACED, RESTRICTED, RULED, Entry, Snapshot
 from relay.mail.reply import operator_text
 from relay.mail.ruling import parse_ruling
 
@@ -42,7 +42,9 @@ def test_it_answers_like_a_plain_dictionary(tmp_path_factory, known: dict[str, E
     snapshot = make(tmp_path_factory.mktemp("snapshot"), known)
     for address in [*asked, *known]:
         assert snapshot.entry(address) == known.get(address)
-        assert snapshot.lookup(address) == (known[address].flags if address in known else 0)
+        entry = known.get(address, Entry(0))
+        particular = PARTICULAR if entry.size_limit or entry.flags & NEEDS_AUTH else 0
+        assert snapshot.lookup(address) == entry.flags | particular | (PLACED if entry.next_hop else 0)
     assert snapshot.addresses == len(known)
     assert snapshot.recipients == sum(bool(entry.flags & ACCEPT) for entry in known.values())
     assert snapshot.restricted == sum(bool(entry.flags & RESTRICTED) for entry in known.values())
