@@ -266,8 +266,9 @@ def noted_events() -> Iterator[str]:
             if isinstance(call, ast.Call):
                 function = getattr(call.func, "attr", getattr(call.func, "id", ""))
                 place = {"alarm": 0, "note": 1, "_note": 1}.get(function)
-                if place is not None and len(call.args) > place and isinstance(call.args[place], ast.Constant):
-                    yield call.args[place].value
+                event = call.args[place] if place is not None and len(call.args) > place else None
+                if isinstance(event, ast.Constant) and isinstance(event.value, str):
+                    yield event.value
 
 
 def test_every_alarm_and_note_stands_in_the_documentation_and_no_other() -> None:
