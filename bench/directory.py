@@ -26,12 +26,8 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from relay.config.schema import Config
-from relay.directory.child import run, start
-from relay.directory.connection import preload
-from relay.directory.passwords import read_passwords
 from relay.directory.snapshot import Snapshot
-from relay.directory.sync import Extent, Purpose
+from relay.directory.sync import Extent
 from tests.bed.certificates import Authority
 from tests.bed.next_hop import NextHop
 from tests.bed.relay import RelayRunner
@@ -78,25 +74,11 @@ def site(folder: Path, server: Slapd) -> dict[str, Any]:
     }
 
 
-def reader(what: str) -> None:
-    """One reading, in a process that does nothing else; the figures as JSON."""
-    extent, _, file = what.partition(":")
-    config = Config.model_validate_json(Path(file).read_text())
-    passwords = read_passwords(config, os.environ)
-    preload()
-    began = time.monotonic()
-    outcome = run(start(config, passwords, Purpose.ASKED, extent=Extent(extent)), config, lambda *_: None)
-    wall = time.monotonic() - began
-    assert not outcome.reason, outcome.why
-    (reading,) = outcome.readings
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    said = {"cpu": children_cpu(), "wall": wall, "mb": peak, "kind": reading["kind"], "changed": reading["changed"]}
-    print(json.dumps({**said, "recipients": outcome.counts["recipients"]}))
-
-
 def read(config: Path, extent: Extent) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, __file__, "--read", f"{extent.value}:{config}"], check=True, stdout=subprocess.PIPE
+        [sys.executable, Path(__file__).with_name("reading.py"), extent.value, config],
+        check=True,
+        stdout=subprocess.PIPE,
     )
     return dict(json.loads(done.stdout))
 
@@ -290,9 +272,6 @@ def _sync(relay: RelayRunner, processor: int | None = None) -> subprocess.Popen[
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--read"]:
-        reader(sys.argv[2])
-        return
     for count in map(int, sys.argv[1:] or ["100000", "500000"]):
         print(f"{count} entries", flush=True)
         large = count > 100_000

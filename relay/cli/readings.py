@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ import typer
 
 from relay.cli import differences
 from relay.cli.options import DEFAULT_CONFIG, EXIT_FAILED, CommandFailed, ConfigOption, JsonOption
+from relay.cli.progress import ReadingProgress
 from relay.config.ldap import LdapProfile, parse_server
 from relay.config.load import load
 from relay.config.schema import Config
@@ -76,39 +76,18 @@ def sync_now(loaded: Config, purpose: Purpose, extent: Extent = Extent.CHANGES, 
         reader = start(loaded, read_passwords(loaded, os.environ), purpose, extent=extent)
     except (SnapshotError, OSError) as error:
         raise CommandFailed(f"nothing was read: {error}") from None
-    show = _Progress()
-    outcome = run(reader, loaded, show.told)
-    show.end()
+    profiles = read_state(state_path(loaded.snapshot_path)).profiles
+    show = ReadingProgress({name: int(reading["entries"]) for name, reading in profiles.items()})
+    try:
+        outcome = run(reader, loaded, show.told)
+    finally:
+        show.end()
     if as_json:
         typer.echo(json.dumps(outcome.plain(), indent=2))
     else:
         _print(outcome, purpose)
     if outcome.reason:
         raise typer.Exit(EXIT_GUARDED if outcome.reason in GUARDED else EXIT_FAILED)
-
-
-class _Progress:
-    """How far a reading is: a line that changes on a terminal, a line each ten seconds elsewhere (row R20)."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._last = ("", 0)
-        self._due = time.monotonic() + 10
-
-    def told(self, profile: str, entries: int) -> None:
-        if (profile, entries) == self._last or not profile:
-            return
-        self._last = (profile, entries)
-        if self._terminal:
-            sys.stderr.write(f"\rreading {profile}: {entries} entries ")
-            sys.stderr.flush()
-        elif time.monotonic() >= self._due:
-            self._due = time.monotonic() + 10
-            sys.stderr.write(f"reading {profile}: {entries} entries\n")
-
-    def end(self) -> None:
-        if self._terminal and self._last[0]:
-            sys.stderr.write("\r\033[K")
 
 
 def _print(outcome: Outcome, purpose: Purpose) -> None:

@@ -161,12 +161,14 @@ class Harvest:
         """What all addresses have in common of an entry of which nothing but this matters; only while ``plain``."""
         return self._entry("", attributes, self._left_out("", attributes))
 
-    def taken(self, used: int, others: int) -> None:
-        """An entry was taken another way: so many addresses, and so many values of kinds that are none."""
+    def taken(self, used: int, others: int, foreign: int) -> None:
+        """An entry was taken another way: so many addresses, values of kinds that are none, addresses of foreign domains."""
         self.entries += 1
         self.used += used
         if others:
             self._tally.skipped[Skip.OTHER_KIND] += others
+        if foreign:
+            self._tally.skipped[Skip.FOREIGN] += foreign
 
     @property
     def plain(self) -> bool:

@@ -60,7 +60,7 @@ class _Ids:
 
     def __init__(self, unique: Unique) -> None:
         self.numbers = array("Q")
-        self._unique = unique
+        self._number, self._add = unique.number, self.numbers.append
         octets, name = unique.octets, unique.key_attribute.encode()
         value = bytes((4, octets))
         self._octets = octets
@@ -82,10 +82,10 @@ class _Ids:
             if not found:
                 return False
             self._tail = tail[-found:]
-        number = self._unique.number(data[start:end])
+        number = self._number(data[start:end])
         if number < 0:
             return False
-        self.numbers.append(number)
+        self._add(number)
         return True
 
 

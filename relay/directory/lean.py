@@ -18,17 +18,22 @@ from relay.directory.ledger import Ledger
 from relay.directory.presets import EXCHANGE_OWN
 from relay.directory.snapshot import ACCEPT, RESTRICTED, Entry
 from relay.directory.unique import Unique
-from relay.mail.address import LOCAL_PART_OCTETS
+from relay.mail.address import DOMAIN_PATTERN, LOCAL_PART_OCTETS
+from relay.mail.domain import DOMAIN_OCTETS
 
 FACTS: Final = 4096
 """Different sets of facts remembered; Active Directory has some tens. Where every entry has its own, the long way is gone."""
+FOREIGN: Final = 4096
+"""Domains remembered that are not ours: a company's partners and old names."""
 NAMES: Final = 256
 """Different spellings of attribute names remembered: a server answers with the few that it was asked for."""
 
 _ATEXT: Final = rb"[a-z0-9#$&'*+/=?^_`{|}~-]"
-# A local part that mail.address.PLAIN_MAILBOX takes, after a prefix; the domain is one of ours and so in order.
-_LOCAL: Final = re.compile(rb"(?:smtp:)?(?=.{1,%d}\Z)%s++(?:\.%s++)*+" % (LOCAL_PART_OCTETS, _ATEXT, _ATEXT)).fullmatch
-_OTHER: Final = re.compile(rb"(?:x400|x500|sip|eum):").match
+# A local part that mail.address.PLAIN_MAILBOX takes; the domain is one of ours and so in order.
+_LOCAL: Final = re.compile(rb"%s++(?:\.%s++)*+" % (_ATEXT, _ATEXT)).fullmatch
+_DOMAIN: Final = re.compile(DOMAIN_PATTERN.encode()).fullmatch
+_OTHERS: Final = frozenset((b"x400:", b"x500:"))
+_SIP: Final = frozenset((b"sip:", b"eum:"))
 _OWN: Final = re.compile(
     rb"(?:cn=)?(?:%s)" % b"|".join(re.escape(name.encode()) for name in EXCHANGE_OWN), re.IGNORECASE
 ).match
@@ -51,6 +56,7 @@ class Lean:
         self._roles: dict[bytes, int] = {}
         self._addresses = frozenset(harvest.plan.addresses)
         self._own = harvest.plan.is_ad and not harvest.takes_system
+        self._foreign: set[bytes] = set()
         self._facts: dict[bytes, _Judged | None] = {}
         self._domains = {name.encode(): name for name in harvest.ours if name.isascii()}
 
@@ -106,7 +112,10 @@ class Lean:
             elif role == _ADDRESSES:
                 holders.append((place, stop))
             else:  # one value, in a set of its own
-                _, inner, last = ber.header(data, place)
+                inner = place + 2
+                last = inner + data[place + 1]
+                if data[place + 1] >= 0x80:
+                    _, inner, last = ber.header(data, place)
                 if data[place] != 0x31 or last != stop or data[inner] != 4 or inner + 2 + data[inner + 1] != stop:
                     return False
                 if role == _KEY:
@@ -126,7 +135,7 @@ class Lean:
     def _keep(self, data: bytes, holders: list[tuple[int, int]], judged: _Judged, key: bytes, stamp: bytes) -> bool:
         unique, domains, (entry, kinds) = self._unique, self._domains, judged
         found: dict[bytes, int] = {}
-        others = 0
+        others = foreign = 0
         for place, stop in holders:
             length = data[place + 1]
             if data[place] != 0x31:
@@ -143,21 +152,28 @@ class Lean:
                 length = data[at + 1]
                 if length >= 0x80:
                     return False
-                at += 2 + length
-                value = data[at - length : at].lower()
-                local, _, domain = value.rpartition(b"@")
-                if _LOCAL(local) is None or not domain:
-                    if _OTHER(value) is None:
-                        return False
+                first = at + 2
+                at = first + length
+                value = data[first:at].lower()
+                head = value[:5]
+                if head == b"smtp:":
+                    value = value[5:]
+                elif head in _OTHERS or head[:4] in _SIP:
                     others += 1
                     continue
+                local, _, domain = value.rpartition(b"@")
                 kind = kinds.get(domain)
+                if _LOCAL(local) is None or len(local) > LOCAL_PART_OCTETS:
+                    return False
                 if kind is None:
                     name = domains.get(domain)
                     if name is None:
-                        return False
+                        if not self._is_foreign(domain):
+                            return False
+                        foreign += 1
+                        continue
                     kind = kinds[domain] = self._ledger.kind(entry, name)
-                found[value[5:] if value[:5] == b"smtp:" else value] = kind
+                found[value] = kind
             if at != stop:
                 return False
         number = 0
@@ -178,7 +194,17 @@ class Lean:
             for address, hashed in zip(found, ledger.hashes[-len(found) :] if found else (), strict=True):
                 ledger.names[hashed] = address.decode("ascii")
         ledger.end_row(number)
-        self._harvest.taken(len(found), others)
+        self._harvest.taken(len(found), others, foreign)
+        return True
+
+    def _is_foreign(self, domain: bytes) -> bool:
+        """Whether it is a domain at all; it is none of ours."""
+        if domain in self._foreign:
+            return True
+        if len(domain) > DOMAIN_OCTETS or _DOMAIN(domain) is None:
+            return False
+        if len(self._foreign) < FOREIGN:
+            self._foreign.add(domain)
         return True
 
     def _role(self, name: bytes) -> int:

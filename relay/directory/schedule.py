@@ -34,14 +34,20 @@ LAST_WORDS_S: Final = 0.5
 """A reading that has closed its pipe without an outcome ends by itself within this, or is killed."""
 
 Told = Callable[[Outcome], None]
+Heard = Callable[[str, int], None]
+"""A directory's name, and how many of its entries have come."""
+PROGRESS_S: Final = 10.0
+"""How often a reading that takes long is heard of."""
 
 
 class Schedule:
-    """Readings on their schedule. ``told`` hears how each one went."""
+    """Readings on their schedule. ``told`` hears how each one went, ``heard`` now and then how far one is."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, told: Told) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, told: Told, heard: Heard) -> None:
         self._loop = loop
         self._told = told
+        self._heard = heard
+        self._due = 0.0
         self._config: Config | None = None
         self._passwords: Mapping[str, str] = {}
         self._key = b""
@@ -120,12 +126,19 @@ class Schedule:
         except OSError as error:
             self._finish(config, failed(config, time.time(), Reason.OTHER, f"no process to read in: {error.strerror}"))
             return
+        self._due = self._loop.time() + PROGRESS_S
         self._deadline = self._loop.call_later(config.directory.sync_timeout_s, self._overdue, config)
         self._loop.add_reader(reader.words, self._hear, config)
 
     def _hear(self, config: Config) -> None:
         reader = self._reader
-        if reader is not None and not reader.hear():
+        if reader is None:
+            return
+        if reader.hear():
+            if self._loop.time() >= self._due:
+                self._due = self._loop.time() + PROGRESS_S
+                self._heard(*reader.progress)
+        else:
             self._loop.remove_reader(reader.words)
             if reader.outcome is not None:
                 self._reap(config)

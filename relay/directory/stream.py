@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Final
 
 RECEIVE_OCTETS: Final = 1 << 18
-_ENOUGH: Final = RECEIVE_OCTETS - (1 << 15)
-"""Less room than this, which no record fills, is not worth a read."""
+_RECORD_OCTETS: Final = 1 << 15
+"""More than any record has: less room than this is not worth a read."""
 
 
 _GATHER_S: Final = 0.003
@@ -70,6 +70,16 @@ class TlsStream:
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return 0
 
+    def fill(self, room: memoryview) -> int:
+        """As much as is there, or as one read of the socket brings; 0 at the end. Raises as ``recv_into``."""
+        filled = self.recv_into(room)
+        read, enough = self._tls.read, len(room) - _RECORD_OCTETS
+        if filled:
+            with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                while filled < enough:
+                    filled += read(RECEIVE_OCTETS, room[filled:])  # type: ignore[operator] # a count, given room
+        return filled
+
     def recv(self, count: int) -> bytes:
         """As of a socket."""
         room = memoryview(bytearray(count))
@@ -111,12 +121,12 @@ class TlsStream:
 
 def received(sock: socket.socket | TlsStream, room: memoryview, seconds: float) -> bytes:
     """What is there, or what comes first; empty at the end. ``room`` is memory to read into. Raises TimeoutError, OSError."""
-    filled = 0
+    filled, enough = 0, len(room) - _RECORD_OCTETS
     sock.settimeout(0)
     try:
-        while filled < _ENOUGH:
+        while filled < enough:
             try:
-                count = sock.recv_into(room[filled:])
+                count = sock.fill(room[filled:]) if isinstance(sock, TlsStream) else sock.recv_into(room[filled:])
             except BlockingIOError:
                 if filled:
                     break

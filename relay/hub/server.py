@@ -269,7 +269,7 @@ class Member:
         self._prepared: tuple[Config, Secrets, Stores | None] | None = None
         self._config = child.config
         self._secrets = child.secrets
-        self._schedule = Schedule(loop, _told)
+        self._schedule = Schedule(loop, _told, _heard)
         self._writer = LogWriter(child.config.log.file)
         self._adopt_log()
         if child.config.auth.stores:
@@ -336,6 +336,12 @@ class Member:
     def _adopt_log(self) -> None:
         """Its few lines are written at once, without a thread."""
         adopt(MailLog(self._writer, self._config.log.format, self._config.server.hostname))
+
+
+def _heard(directory: str, entries: int) -> None:
+    """The log's line about a reading that takes long."""
+    if directory:
+        note("info", "directory_reading", directory=directory, entries=entries)
 
 
 def _told(outcome: Outcome) -> None:
