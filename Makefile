@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SOAK ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test coverage lint unit bench soak fuzz check-clean check-directory lock clean
+.PHONY: help install venv demo test coverage lint unit bench soak fuzz check-clean check-directory check-image lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | expand -t 16
@@ -67,6 +67,10 @@ look: install ## what nmap, sslscan, testssl.sh find when they look at the relay
 check-clean: ## demo and test in a fresh clone on a bare Debian root (root; debootstrap)
 	@tools/bootstrap --with debootstrap=debootstrap
 	@tools/check-clean
+
+check-image: ## the Dockerfile's steps on bare Debian roots, and what comes out at work as a container runs it (root; debootstrap)
+	@tools/bootstrap --with debootstrap=debootstrap
+	@$(PY) tools/check_image.py
 
 lock: ## write the lock files anew (needs uv)
 	@tools/lock
