@@ -23,12 +23,11 @@ from relay.auth.question import (
 )
 from relay.config.auth import Mechanism
 from relay.hub.frames import REQUEST, VERSION, Ask
+from relay.hub.reach import Reach
 
-RECONNECT_S: Final = 0.2
 ANSWER_TIMEOUT_S: Final = 60.0
 """Above the hub's own bounds; a hub that hangs is killed after ``process.heartbeat_timeout_s`` and found out by that."""
 SWEEP_S: Final = 5.0
-START_WAIT_S: Final = 1.0
 
 _Answer: TypeAlias = Callable[[Reply], None]
 Offers: TypeAlias = dict[str, list[Mechanism]]
@@ -41,7 +40,7 @@ class AuthClient:
 
     def __init__(self, address: str, offered: Callable[[Offers], None]) -> None:
         """``offered`` is called with what each listener may offer, at once and whenever it changes."""
-        self._address = address
+        self._reach = Reach(address, lambda: _Link(self))
         self._offered = offered
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: _Link | None = None
@@ -51,35 +50,22 @@ class AuthClient:
         """By tag: who waits, and until when. A look every ``SWEEP_S`` instead of a timer for each."""
         self._sweep: asyncio.TimerHandle | None = None
         self._tag = 0
-        self._retry: asyncio.TimerHandle | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._stopped = False
 
     async def start(self) -> None:
         """Connect and wait a moment for the offers; afterwards reconnect by itself until ``stop``."""
-        self._loop = asyncio.get_running_loop()
-        self._connect()
-        try:
-            async with asyncio.timeout(START_WAIT_S):
-                await self._ready.wait()
-        except TimeoutError:
-            pass
+        self._loop = self._reach.begin()
+        await self._reach.first_word(self._ready)
 
     def go_on(self) -> None:
         """There are stores now: connect, unless that was done before."""
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._connect()
+            self._loop = self._reach.begin()
 
     def stop(self) -> None:
         """Disconnect for good."""
-        self._stopped = True
+        self._reach.stop()
         if self._sweep is not None:
             self._sweep.cancel()
-        if self._retry is not None:
-            self._retry.cancel()
-        if self._connecting is not None:
-            self._connecting.cancel()
         if self._fresh is not None:
             self._fresh.abort()
 
@@ -112,19 +98,6 @@ class AuthClient:
             self._waiting.pop(tag)[0](Reply(Result.UNAVAILABLE, why="the hub does not answer"))
         self._sweep = self._loop.call_later(SWEEP_S, self._look) if self._waiting else None
 
-    def _connect(self) -> None:
-        self._retry = None
-        if not self._stopped:
-            assert self._loop is not None
-            self._connecting = self._loop.create_task(self._try())
-
-    async def _try(self) -> None:
-        assert self._loop is not None
-        try:
-            await self._loop.create_unix_connection(lambda: _Link(self), self._address)
-        except OSError:
-            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
-
     def linked(self, link: _Link) -> None:
         """Connected: say what this connection is for. Nothing is asked before the hub has taken that in."""
         self._fresh = link
@@ -136,9 +109,7 @@ class AuthClient:
         waiting, self._waiting = self._waiting, {}
         for answer, _ in waiting.values():
             answer(_GONE)
-        if not self._stopped:
-            assert self._loop is not None
-            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
+        self._reach.again()
 
     def answered(self, frame: bytes) -> None:
         """An answer of the hub."""

@@ -12,9 +12,7 @@ from typing import Final, TypeAlias, cast
 
 from relay.hub.budgets import Budgets
 from relay.hub.frames import ANSWER, COUNT_MAX, REQUEST, VERSION, Ask, Tell, Verdict, client_key
-
-RECONNECT_S: Final = 0.2
-"""Pause between attempts to reach the hub: a replaced hub is found well within the second it takes at most."""
+from relay.hub.reach import Reach
 
 ANSWER_TIMEOUT_S: Final = 1.0
 """A hub that leaves a question open for longer is treated as gone: clients wait for their greeting meanwhile."""
@@ -22,9 +20,6 @@ ANSWER_TIMEOUT_S: Final = 1.0
 CLOSE_DELAY_S: Final = 0.003
 """A session's end waits this long for another one's beginning to go along with; until then it counts as open. Where
 sessions are short that halves what the hub is asked (35 µs of each connection)."""
-
-START_WAIT_S: Final = 1.0
-"""``start`` waits this long for the hub before the worker serves with local limits."""
 
 PENDING_MAX: Final = 8192
 """Questions under way; more are decided locally. A hub answers within a millisecond, so this is never seen."""
@@ -36,10 +31,8 @@ class HubClient:
     """Exact session limits over all workers while the hub is there, this worker's share of them while it is not."""
 
     __slots__ = (
-        "_address",
         "_batch",
         "_closing",
-        "_connecting",
         "_flushing",
         "_guard",
         "_key",
@@ -49,9 +42,8 @@ class HubClient:
         "_open",
         "_pending",
         "_per_client",
-        "_retry",
+        "_reach",
         "_sessions",
-        "_stopped",
         "_tag",
         "_total",
         "_welcome",
@@ -61,15 +53,13 @@ class HubClient:
 
     def __init__(self, address: str, sessions: int, per_client: int, live_workers: int) -> None:
         """``address``: path of the hub's socket. ``live_workers`` may be set at any time."""
-        self._address = address
+        self._reach = Reach(address, lambda: _Link(self))
         self._sessions = sessions
         self._per_client = per_client
         self.live_workers = live_workers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: _Link | None = None
         self._welcome: asyncio.Event = asyncio.Event()
-        self._connecting: asyncio.Task[None] | None = None
-        self._retry: asyncio.TimerHandle | None = None
         self._guard: asyncio.TimerHandle | None = None
         self._batch = bytearray()
         self._flushing = False
@@ -78,7 +68,6 @@ class HubClient:
         self._tag = 0
         self._open: dict[int, int] = {}  # sessions per client key; at most `sessions`
         self._total = 0
-        self._stopped = False
         self._load = 0
         self._key = 0
         self.budgets = Budgets()
@@ -95,18 +84,13 @@ class HubClient:
 
     async def start(self) -> None:
         """Connect, and wait a moment for the hub; afterwards reconnect by itself until ``stop``."""
-        self._loop = asyncio.get_running_loop()
-        self._connect()
-        try:
-            async with asyncio.timeout(START_WAIT_S):
-                await self._welcome.wait()
-        except TimeoutError:
-            pass
+        self._loop = self._reach.begin()
+        await self._reach.first_word(self._welcome)
 
     def stop(self) -> None:
         """Disconnect for good; questions under way are answered by local limits."""
-        self._stopped = True
-        for handle in (self._retry, self._guard, self._closing, self._connecting):
+        self._reach.stop()
+        for handle in (self._guard, self._closing):
             if handle is not None:
                 handle.cancel()
         if self._link is not None:
@@ -194,19 +178,6 @@ class HubClient:
             assert self._loop is not None
             self._guard = self._loop.call_later(ANSWER_TIMEOUT_S, self._check, self._tag)
 
-    def _connect(self) -> None:
-        self._retry = None
-        if not self._stopped:
-            assert self._loop is not None
-            self._connecting = self._loop.create_task(self._try())
-
-    async def _try(self) -> None:
-        assert self._loop is not None
-        try:
-            await self._loop.create_unix_connection(lambda: _Link(self), self._address)
-        except OSError:
-            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
-
     def linked(self, link: _Link) -> None:
         """Connected: say what is open. From now on every change is told; OPEN has to wait for the welcome."""
         self._link = link
@@ -224,9 +195,7 @@ class HubClient:
         pending, self._pending = self._pending, {}
         for key, answer in pending.values():
             answer(self._decide(key))
-        if not self._stopped:
-            assert self._loop is not None
-            self._retry = self._loop.call_later(RECONNECT_S, self._connect)
+        self._reach.again()
 
     def told(self, frames: bytes) -> None:
         """What the hub says, whole frames."""

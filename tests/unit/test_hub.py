@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from relay.config.schema import Limits
 from relay.hub import client as hub_client
+from relay.hub import reach
 from relay.hub.budgets import CHANGES, Budgets
 from relay.hub.client import HubClient
 from relay.hub.frames import ANSWER, REQUEST, VERSION, Ask, Tell, Verdict, client_key
@@ -26,7 +27,7 @@ A, B = "192.0.2.1", "192.0.2.2"
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch) -> None:
     """Most tests here have no hub to wait for."""
-    monkeypatch.setattr(hub_client, "START_WAIT_S", 0.05)
+    monkeypatch.setattr(reach, "START_WAIT_S", 0.05)
 
 
 @pytest.fixture
