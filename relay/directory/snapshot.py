@@ -137,7 +137,7 @@ class Snapshot:
     )
 
     lookup: Callable[[str], int]
-    """Flags of an address in any case, 0 when it is unknown. Costs about 1.3 µs, hit or miss, at 500,000 addresses."""
+    """Flags of an address in any case, PARTICULAR and PLACED among them, 0 when it is unknown. Costs about 1.3 µs, hit or miss, at 500,000 addresses."""
 
     def __init__(self, path: Path, image: Image, key: bytes) -> None:
         """Raise SnapshotError when the key is not the file's or its sections contradict each other."""
