@@ -157,24 +157,30 @@ class Lane:
 
     def submit(self, attempt: Attempt, *, express: bool) -> None:
         """Deliver as soon as a connection is free; ``attempt.done`` is called in every case."""
+        if self._pace is not None:
+            self._submit_paced(self._pace, attempt, self._express if express else self._queued)
+            return
         now = self.now()
-        pace = self._pace
-        may_go = pace is None or (not (self._express or self._queued) and pace.free(now))
-        while self._idle and may_go:
+        while self._idle:
             connection = self._idle.pop()
             if now - connection.opened > self._reuse_s or connection.transport.is_closing():
                 connection.quit()
                 continue
-            if pace is not None:
-                pace.take()
             connection.start(attempt, now)
             return
         if not self.worth_trying:
             attempt.done([self.failure()] * len(attempt.recipients), self.label)
             return
         (self._express if express else self._queued).append(attempt)
-        if may_go:
-            self._open_more()  # otherwise the sweep does, when its turn comes
+        self._open_more()
+
+    def _submit_paced(self, pace: Pace, attempt: Attempt, line: deque[Attempt]) -> None:
+        """The same behind those who wait; the sweep goes on when the next turn comes."""
+        if not self._idle and not self.worth_trying:
+            attempt.done([self.failure()] * len(attempt.recipients), self.label)
+            return
+        line.append(attempt)
+        self._next_turns(pace, self.now())
 
     def withdraw(self, attempt: Attempt) -> bool:
         """Take back an attempt that still waits for a connection; False when it is under way or over."""
@@ -324,10 +330,7 @@ class Lane:
         self._turn = not self._turn
         first, second = (self._express, self._queued) if self._turn else (self._queued, self._express)
         waiting = first or second
-        pace = self._pace
-        if waiting and (pace is None or pace.free(now)):
-            if pace is not None:
-                pace.take()
+        if waiting and (self._pace is None or self._pace.take(now)):
             connection.start(waiting.popleft(), now)
         else:
             connection.idle_since = now

@@ -39,9 +39,12 @@ class Pace:
             self._at = now
         return self._tokens >= 1.0
 
-    def take(self) -> None:
-        """A message goes."""
-        self._tokens -= 1.0
+    def take(self, now: float) -> bool:
+        """The same, and the message goes."""
+        free = self.free(now)
+        if free:
+            self._tokens -= 1.0
+        return free
 
     def holds(self, waiting: int) -> bool:
         """Whether that many who wait are enough: the next one's turn is too far away to wait for it in memory."""
