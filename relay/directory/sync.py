@@ -6,6 +6,7 @@ place by one rename (``directory.build``). Only a whole, successful reading ever
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import time
@@ -212,6 +213,7 @@ class _Run:
     def _compared(self, place: Place, extent: Extent) -> Whole:
         names: dict[int, str] | None = {} if self._wants_names else None
         whole = Whole(self._parts(place, extent, names), self._key, names)
+        _give_back()
         self.tally.skipped.update(unlisted(self._config, whole))
         self.twice = len(whole.twice)
         if names:
@@ -298,6 +300,13 @@ class _Run:
         generation = replace_whole(place, whole, self._key, created, said, new_key=not self._known, unchanged=same)
         named.keep(config, place, generation, whole.named(), self._before if same else None)
         return generation
+
+
+def _give_back() -> None:
+    """What many small tables took goes back to the system; the process would keep it, and the snapshots need room."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 class _Refusal(Exception):

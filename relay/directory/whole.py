@@ -20,6 +20,7 @@ from relay.directory.sources import Collection, merged, takes
 _BUCKET_BITS: Final = 8
 """Sorting in 256 parts keeps the objects that it takes to a 256th of them."""
 _SHIFT: Final = 64 - _BUCKET_BITS
+_STEP: Final = 1 << 16
 
 
 class Whole:
@@ -47,11 +48,14 @@ class Whole:
             self.table += part.table
             # Within a directory no entry is the later one: whatever the server's order, the outcome is to be the same.
             ranks += [(place, e.text, e.next_hop, e.size_limit) for e, _ in part.table]
-            for hashed, kind in zip(part.hashes, part.kinds, strict=True):
-                bucket = hashed >> _SHIFT
-                hashes[bucket].append(hashed)
-                kinds[bucket].append(kind + offset)
-            part.hashes, part.kinds, part.keys, part.sizes = array("Q"), array("I"), array("Q"), array("I")
+            part.keys, part.sizes = array("Q"), array("I")
+            while part.hashes:  # from the end, so that its memory goes while that of the buckets comes
+                start = max(0, len(part.hashes) - _STEP)
+                for hashed, kind in zip(part.hashes[start:], part.kinds[start:], strict=True):
+                    bucket = hashed >> _SHIFT
+                    hashes[bucket].append(hashed)
+                    kinds[bucket].append(kind + offset)
+                del part.hashes[start:], part.kinds[start:]
         self.hashes, self.kinds = array("Q"), array("I")
         joined: dict[tuple[int, ...], int] = {}
         for bucket in range(1 << _BUCKET_BITS):
