@@ -31,7 +31,12 @@ DELETE FROM message WHERE key IN (SELECT value FROM json_each(?))
 DELETE FROM recipient WHERE message = ? AND number IN (SELECT value FROM json_each(?))
 
 -- name: defer_recipient
-UPDATE recipient SET attempts = ?, due = ?, last_code = ?, last_enhanced = ?, last_text = ?, last_host = ?
+-- Why somebody was held stays, whatever an attempt says that was under way.
+UPDATE recipient SET attempts = ?, due = ?,
+    last_code = CASE WHEN state = 'held' AND last_text LIKE 'held: %' THEN last_code ELSE ? END,
+    last_enhanced = CASE WHEN state = 'held' AND last_text LIKE 'held: %' THEN last_enhanced ELSE ? END,
+    last_text = CASE WHEN state = 'held' AND last_text LIKE 'held: %' THEN last_text ELSE ? END,
+    last_host = CASE WHEN state = 'held' AND last_text LIKE 'held: %' THEN last_host ELSE ? END
 WHERE message = ? AND number = ?
 
 -- name: recipients_left
