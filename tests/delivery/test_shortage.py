@@ -29,7 +29,7 @@ GROUP_OCTETS = 640 * MEGABYTE
 
 def begin(client: Client, sender: str) -> bool:
     """Up to the middle of a large message; False when the client was turned away before."""
-    if client.greeting().code != 220:
+    if client.read().code != 220:
         return False
     client.command("EHLO client.example.net")
     for command in (f"MAIL FROM:<{sender}>", "RCPT TO:<user@example.com>", "DATA"):
@@ -42,7 +42,7 @@ def begin(client: Client, sender: str) -> bool:
 def is_taken(relay: RelayRunner, sender: str) -> bool:
     """Whether a client is let in; then its mail has to be taken."""
     with relay.client() as client:
-        if client.greeting().code != 220:
+        if client.read().code != 220:
             return False
         client.ehlo()
         assert client.deliver(sender, ["user@example.com"], letter()).code == 250
@@ -65,6 +65,8 @@ def test_when_descriptors_are_used_up_clients_are_asked_to_come_again_and_nothin
             try:
                 if begin(client, sender):
                     open_ones[sender] = client
+                else:
+                    codes.add(421)
             except (ConnectionEnded, ConnectionError):
                 codes.add(421)
         assert len(open_ones) < DESCRIPTORS
