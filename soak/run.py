@@ -41,6 +41,8 @@ FINAL_REPLY_S: Final = 2.0
 CLIENT_PATIENCE_S: Final = 20.0
 LEASE_PATIENCE_S: Final = 2.5
 """In mode lease clients give up on a stopped worker and send again, while it still has their message."""
+SETTLED_S: Final = 1.5
+"""Longer than a worker takes to start."""
 DRAIN_S: Final = 90.0
 """A queue that is not empty after this long keeps a message nobody delivers."""
 SHOWN: Final = 5
@@ -182,14 +184,28 @@ class Soak:
         return points
 
     async def _drained(self, relay: RelayRunner) -> None:
+        """Wait until nothing waits. A worker that was just replaced takes its predecessor's log in before it is ready, so
+        the queue has to be empty twice, with the same workers.
+        """
         deadline = time.monotonic() + DRAIN_S
-        while await asyncio.to_thread(relay.metric, "relay_queue_messages"):
+        seen: tuple[int, ...] = ()
+        while True:
+            workers = await asyncio.to_thread(self._at_rest, relay)
+            if workers and workers == seen:
+                return
+            seen = workers
             if time.monotonic() > deadline:
                 raise AssertionError(f"the queue does not run empty: {relay.command('queue', 'list').stdout}")
-            await asyncio.sleep(0.1)
-        listed = await asyncio.to_thread(relay.command, "queue", "list", "--json")
+            await asyncio.sleep(SETTLED_S if seen else 0.1)
+
+    @staticmethod
+    def _at_rest(relay: RelayRunner) -> tuple[int, ...]:
+        """The workers, when they are ready and the queue is empty; else none."""
+        if relay.metric("relay_queue_messages") or relay.get("/readyz")[0] != 200:
+            return ()
+        listed = relay.command("queue", "list", "--json")
         assert listed.returncode == 0, listed.stderr
-        assert not listed.stdout, f"the queue is not empty: {listed.stdout}"
+        return () if listed.stdout else tuple(relay.workers())
 
     def _show(self, log: MailLogReader) -> None:
         for failure in self._outcome.failures[:SHOWN]:
